@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from scripted_http import HttpScript, scripted_http
-from test_top_view import snapshot_of
+from test_top_view import broken_store, snapshot_of
 from textual.pilot import Pilot
 from textual.widgets import Static
 
@@ -200,5 +200,22 @@ def test_a_small_terminal_has_all_keys(script: HttpScript) -> None:
         await pilot.press("f")
         assert "Enter: dry run" in screen_of(app)
         await pilot.press("escape", "q")
+
+    drive(script, steps)
+
+
+def test_a_broken_store_is_on_the_screen_until_it_is_back(script: HttpScript) -> None:
+    """The warning takes lines from the log, not from the keys and not from the figures."""
+    show(script, broken_store())
+
+    async def steps(pilot: Pilot[None], app: TopApp) -> None:
+        await until(pilot, lambda: "WARNING (43 s)" in screen_of(app))
+        await until(pilot, lambda: app.screen.query_one("#notices").region.height == 4)
+        drawn = {widget.id: widget.region for widget in app.screen.query(Static) if widget.region.height}
+        assert drawn["log"].height >= 2
+        assert max(region.bottom for region in drawn.values()) <= 23
+        show(script, snapshot_of())
+        await until(pilot, lambda: "WARNING" not in screen_of(app) and "breaker closed" in screen_of(app))
+        await until(pilot, lambda: app.screen.query_one("#notices").region.height == 0)
 
     drive(script, steps)

@@ -50,6 +50,42 @@ def test_a_bar_has_a_letter_for_every_owner_and_its_width() -> None:
     )
 
 
+TROUBLE = {
+    "happened": "The redis store fails: it cannot be reached (redis: ConnectionError: Error 111). "
+    "Requests are served without it.",
+    "todo": "Start the Redis server again, or mend the way to it. This server then finds it by itself.",
+    "failing_s": 43,
+    "retry_in_s": 12,
+}
+
+
+def broken_store() -> dict[str, Any]:
+    """A snapshot of a server whose store fails."""
+    found = snapshot_of()
+    found["engines"]["0"]["storage"] |= {"kind": "redis", "breaker": "half_open", "trouble": TROUBLE}
+    return found
+
+
+def test_a_store_in_trouble_is_said_in_words_and_in_a_warning_colour() -> None:
+    """The breaker's state alone says neither what happened nor what to do; colour alone is lost in monochrome."""
+    notice = view.notices(broken_store())
+    assert plain(notice).startswith("! WARNING (43 s): The redis store fails: it cannot be reached (redis: Conn")
+    assert "Start the Redis server again" in plain(notice)
+    assert plain(notice).endswith("Next try in 12 s.")
+    assert all("yellow" in str(span.style) for span in notice.spans), "a warning colour"
+    assert notice.spans
+    (line,) = [line for line in plain(view.tiers(broken_store(), width=78)).splitlines() if line.startswith("store")]
+    assert line == "store    redis: 7 pages, 7 MiB, FAILS, breaker half open"
+
+
+def test_no_notice_without_trouble_and_one_for_engines_that_share_it() -> None:
+    assert plain(view.notices(snapshot_of())) == ""
+    found = broken_store()
+    found["engines"]["1"] = found["engines"]["0"]
+    assert plain(view.notices(found)).count("WARNING") == 1
+    assert "engine 0" in plain(view.notices(found))
+
+
 def test_tiers_are_summed_over_engines_and_fit_the_width() -> None:
     found = snapshot_of()
     found["engines"]["1"] = found["engines"]["0"]

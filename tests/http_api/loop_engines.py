@@ -11,6 +11,7 @@ import msgspec
 import zmq
 from api_under_test import ENGINE_READY, TOKENIZER
 
+from headwater.cache.host_tier import HostTier, WritePolicy
 from headwater.clock import MonotonicClock
 from headwater.engine.wire import ZmqWire
 from headwater.engine.wiring import wire_engine
@@ -18,6 +19,8 @@ from headwater.messages.state import Ping
 from headwater.messages.wire import encode
 from headwater.scheduling.limits import SchedulerLimits
 from headwater.simulation.fakes.canary import expected_tokens
+from headwater.simulation.fakes.copier import FakeCopier
+from headwater.simulation.fakes.kv_records import HostRecords
 from headwater.simulation.fakes.runner import FakeRunner
 
 PAGE_SIZE = 4
@@ -58,6 +61,7 @@ class LoopEngine:
         endpoint: str,
         *,
         num_pages: int = 256,
+        num_host_pages: int = 0,
         max_running: int = 8,
         max_queued: int = 1000,
         max_context: int = 400,
@@ -95,8 +99,21 @@ class LoopEngine:
                 **(limits or {}),
             ),
             clock=MonotonicClock(),
+            host=self._host(num_host_pages) if num_host_pages else None,
         )
         self._thread = threading.Thread(target=self.parts.loop.run, daemon=True)
+
+    def _host(self, num_pages: int) -> HostTier:
+        copier = FakeCopier(self.runner.kv, num_host_pages=num_pages)
+        copier.turn = lambda: 1
+        self.runner.wait_for_restores = copier.wait
+        return HostTier(
+            num_pages=num_pages,
+            copier=copier,
+            pages=HostRecords(copier.host),
+            policy=WritePolicy.WRITE_THROUGH,
+            min_restore_tokens=PAGE_SIZE,
+        )
 
     def freeze(self) -> None:
         self._wire.may_go_on.clear()

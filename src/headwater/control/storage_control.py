@@ -126,6 +126,7 @@ class StorageControl:
             counters=storage.backend.counters() | storage.calls.breaker.counters(),
             num_given_up=num_given_up,
             message=text,
+            trouble=storage.calls.health.trouble(),
         )
 
     @property

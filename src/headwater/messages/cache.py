@@ -85,6 +85,17 @@ class GetCacheTree(Call, tag="get_cache_tree"):
     lora_name: str | None = None  # only what this adapter has computed; "": only the base model alone
 
 
+class StoreTrouble(Struct):
+    """The attached store fails. Requests are served without what it would have given."""
+
+    is_left_alone: bool  # the circuit breaker is not closed: no call is made until a probe succeeds
+    failing: tuple[str, ...]  # kinds of calls that fail again and again: look_up, read, write, flush, upkeep
+    cause: str  # of the newest failure: unavailable, timeout, deadline, slow, error, full, busy
+    details: str  # the error in the store's words; may be empty
+    failing_s: float  # since the first of the failures
+    retry_in_s: float  # until the next probe; 0 if calls are made
+
+
 class StorageInfo(Answer, tag="storage_info"):
     """The attached store; `kind` is empty when there is none."""
 
@@ -99,6 +110,7 @@ class StorageInfo(Answer, tag="storage_info"):
     counters: dict[str, int] = field(default_factory=dict)  # of the store and of the breaker
     num_given_up: int = 0  # copies that a detach or replacement gave up
     message: str = ""
+    trouble: StoreTrouble | None = None
 
 
 class PinInfo(Struct):

@@ -71,6 +71,12 @@ class CircuitBreaker:
         with self._lock:
             return self._state()
 
+    @property
+    def retry_in_s(self) -> float:
+        """Seconds until a probe may pass; 0 if one may pass now, or all calls may."""
+        with self._lock:
+            return 0.0 if self._probe_at_s is None else max(0.0, self._probe_at_s - self._clock.now())
+
     def try_enter(self) -> CallPermit | None:
         """Permission to call the store now, or None if the caller must do without the store."""
         with self._lock:
@@ -83,21 +89,23 @@ class CircuitBreaker:
             self._counts["probes"] += is_probe
             return CallPermit(self._term, is_probe, self._clock.now())
 
-    def succeeded(self, permit: CallPermit) -> None:
-        """The call succeeded; a slow call still counts as a failure."""
+    def succeeded(self, permit: CallPermit) -> bool:
+        """The call succeeded. Returns False if it was slow, which counts as a failure."""
         took_s = self._clock.now() - permit.entered_s
         if self._slow_call_s is not None and took_s > self._slow_call_s:
-            return self.failed(permit, cause="slow")
+            self.failed(permit, cause="slow")
+            return False
         with self._lock:
             self._counts["succeeded"] += 1
             if permit.term != self._term:
-                return
+                return True
             self._num_failures = 0
             if permit.is_probe:
                 self._probe_at_s = None
                 self._pause_s = self._first_pause_s
                 self._begin_term("closed")
                 _log.warning("the store answers again: its pages are read and written")
+        return True
 
     def failed(self, permit: CallPermit, *, cause: str, details: str = "") -> None:
         """The call failed, missed its deadline or was abandoned; `cause` is its name in the counters.

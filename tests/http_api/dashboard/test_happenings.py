@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from headwater.http_api.dashboard.happenings import happenings
-from headwater.messages.cache import PinInfo, StorageInfo
+from headwater.messages.cache import PinInfo, StorageInfo, StoreTrouble
 from headwater.messages.control import OperationInfo
 from headwater.messages.snapshot import PrefixMap, Snapshot
 from headwater.messages.state import EngineState
@@ -64,9 +64,40 @@ def test_a_store_and_pins() -> None:
     pin = PinInfo(pin_id="pin-1", num_tokens=16, remaining_s=5)
     now = msgspec.structs.replace(BEFORE, storage=store, pins=(pin,))
     assert texts(BEFORE, now) == ["a store was attached: file", "pin-1 was set"]
-    broken = msgspec.structs.replace(now, storage=msgspec.structs.replace(store, breaker="half_open"), pins=())
-    found = list(happenings(now, broken))
-    assert found == [("warning", "the store's circuit breaker is half open"), ("info", "pin-1 ended")]
+    assert texts(now, msgspec.structs.replace(now, pins=())) == ["pin-1 ended"]
+
+
+def with_store(trouble: StoreTrouble | None, *, breaker: str, dropped: int = 0) -> Snapshot:
+    store = StorageInfo(call_id="", kind="file", breaker=breaker, trouble=trouble)
+    counters = {"retired_tokens": 100, "dropped_tokens_persist_breaker_open": dropped}
+    return msgspec.structs.replace(snapshot(counters=counters), storage=store)
+
+
+def test_a_store_that_fails_is_one_line_when_it_begins_and_one_when_it_ends() -> None:
+    """Its breaker opens and half opens every few seconds, and pages miss it all the time: the log would be full."""
+    trouble = StoreTrouble(
+        is_left_alone=True, failing=("write",), cause="unavailable", details="no such folder", failing_s=3, retry_in_s=1
+    )
+    well, bad = with_store(None, breaker="closed"), with_store(trouble, breaker="open", dropped=48)
+    failed = "The file store fails: it cannot be reached (no such folder). Requests are served without it."
+    assert list(happenings(well, bad)) == [("warning", failed)]
+    assert texts(bad, with_store(trouble, breaker="half_open", dropped=96)) == []
+    back = with_store(None, breaker="closed", dropped=96)
+    assert list(happenings(bad, back)) == [
+        ("warning", "48 tokens did not reach a tier: persist breaker open"),
+        ("info", "the store answers again"),
+    ]
+
+
+def test_a_store_that_only_rejects_writes_is_named_as_such() -> None:
+    partly = StoreTrouble(
+        is_left_alone=False, failing=("write",), cause="error", details="READONLY", failing_s=3, retry_in_s=0
+    )
+    (text,) = texts(with_store(None, breaker="closed"), with_store(partly, breaker="closed"))
+    assert text == (
+        "The file store fails in part: pages cannot be written; its calls end in errors (READONLY). "
+        "Requests are served all the same."
+    )
 
 
 def test_tokens_that_did_not_reach_a_tier() -> None:

@@ -6,18 +6,17 @@ One server and one browser for all tests, each test with prompts of its own.
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from typing import Any
 
 import httpx
 import pytest
 from api_under_test import served
+from axe import serious_faults
 from browser import DESKTOP, PHONE, chromium, opened
 from loop_engines import LoopEngine, loop_engines, prompt_of
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.slow
-AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 SOON_MS = 20_000
 
@@ -243,15 +242,7 @@ def test_the_page_is_accessible(url: str, browser: Browser, scheme: str, viewpor
         assert page.evaluate("document.documentElement.dataset.scheme") == scheme
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= viewport["width"], "the page is wider than the screen"
-        page.evaluate(AXE)
-        found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-        faults = [
-            (fault["id"], fault["help"], [node["html"][:200] for node in fault["nodes"][:3]])
-            for fault in found["violations"]
-            if fault["impact"] in ("serious", "critical")
-        ]
-        assert not faults
-        assert len(found["passes"]) > 20, "axe looked at something"
+        assert serious_faults(page) == []
 
 
 def test_the_data_asks_for_the_key_and_the_tab_keeps_it(engine: LoopEngine, browser: Browser) -> None:

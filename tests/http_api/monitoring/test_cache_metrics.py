@@ -5,7 +5,7 @@ import pytest
 from api_under_test import api
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater.messages.cache import GetStorage, StorageInfo
+from headwater.messages.cache import GetStorage, StorageInfo, StoreTrouble
 from headwater.messages.state import EngineState, GetState, TierState
 from scripted_engine import ScriptedEngine
 
@@ -18,6 +18,9 @@ COUNTERS = {
     "prefetch_seconds": 1.0, "dropped_tokens_host_full": 48.0, "dropped_tokens_queue_full": 16.0,
     "dropped_tokens_prefetch_corrupt": 16.0, "dropped_tokens_retired": 80.0, "tier_event_storage_lookup_timeout": 3.0,
 }  # fmt: skip
+TROUBLE = StoreTrouble(
+    is_left_alone=True, failing=(), cause="timeout", details="", failing_s=9, retry_in_s=0
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -34,7 +37,12 @@ def tiered(engine: ScriptedEngine) -> ScriptedEngine:
 
     engine.script.answers[GetState] = state
     engine.script.answers[GetStorage] = lambda message: StorageInfo(
-        call_id=message.call_id, kind="redis", breaker="half_open", num_pages=5, counters={"read_corrupt": 2}
+        call_id=message.call_id,
+        kind="redis",
+        breaker="half_open",
+        num_pages=5,
+        counters={"read_corrupt": 2},
+        trouble=TROUBLE,
     )
     return engine
 
@@ -81,6 +89,7 @@ async def test_how_the_store_is(tiered: ScriptedEngine) -> None:
     found = await samples(tiered)
     states = [found[f'headwater_storage_breaker{{state="{name}"}}'] for name in ("closed", "open", "half_open")]
     assert states == [0, 0, 1]
+    assert found["headwater_storage_failing"] == 1, "an alarm of `open` alone would miss it"
     assert found['headwater_storage_pages{storage_backend="redis"}'] == 5
     assert found['headwater_storage_events{event="read_corrupt"}'] == 2
     assert not any(name.startswith("headwater_storage_capacity_bytes") for name in found), "redis has no limit of ours"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.cache.jobs import Job, JobRunner
+from headwater.cache.storage.health import CallKind, StoreHealth
 from headwater.clock import Clock, Deadline
 from headwater.storage.errors import StorageError
 from headwater.storage.guard import CallPermit, CircuitBreaker
@@ -13,6 +14,7 @@ from headwater.storage.guard import CallPermit, CircuitBreaker
 @dataclass(slots=True, eq=False)
 class _Call:
     job: Job
+    kind: CallKind
     permit: CallPermit | None
     deadline: Deadline
     finish: Callable[[Any], None]
@@ -24,6 +26,7 @@ class StorageCalls:
 
     def __init__(self, jobs: JobRunner, *, clock: Clock, timeout_s: float) -> None:
         self.breaker = CircuitBreaker(clock, slow_call_s=timeout_s)
+        self.health = StoreHealth(clock, self.breaker)
         self._jobs = jobs
         self._clock = clock
         self._timeout_s = timeout_s
@@ -33,6 +36,7 @@ class StorageCalls:
         self,
         work: Callable[[Job], Any],
         *,
+        kind: CallKind,
         finish: Callable[[Any], None],
         fail: Callable[[str], None],
         is_guarded: bool = True,
@@ -47,12 +51,11 @@ class StorageCalls:
             return
         job = self._jobs.submit(work)
         if job is None:
-            if permit is not None:
-                self.breaker.failed(permit, cause="busy")
+            self._failed(kind, permit, cause="busy")
             fail("busy")
             return
         deadline = Deadline.after(self._clock, self._timeout_s)
-        self._calls.append(_Call(job, permit, deadline, finish, fail))
+        self._calls.append(_Call(job, kind, permit, deadline, finish, fail))
 
     def advance(self) -> bool:
         """Handle calls that have ended, and give up those past their deadline; returns whether there were any."""
@@ -78,18 +81,26 @@ class StorageCalls:
     def _give_up(self, call: _Call, cause: str) -> None:
         call.job.abandon()  # from here on it touches no page
         self._calls.remove(call)
-        if call.permit is not None:
-            self.breaker.failed(call.permit, cause=cause)
+        self._failed(call.kind, call.permit, cause=cause)
         call.fail(cause)
 
     def _settle(self, call: _Call) -> None:
         error = call.job.error
         if error is None:
-            if call.permit is not None:
-                self.breaker.succeeded(call.permit)
+            self._succeeded(call)
             call.finish(call.job.result)
             return
         cause = error.cause if isinstance(error, StorageError) else "error"
-        if call.permit is not None:
-            self.breaker.failed(call.permit, cause=cause, details=str(error))
+        self._failed(call.kind, call.permit, cause=cause, details=str(error))
         call.fail(cause)
+
+    def _succeeded(self, call: _Call) -> None:
+        if call.permit is not None and not self.breaker.succeeded(call.permit):
+            self.health.failed(call.kind, cause="slow")
+        else:
+            self.health.succeeded(call.kind, is_probe=call.permit is not None and call.permit.is_probe)
+
+    def _failed(self, kind: CallKind, permit: CallPermit | None, *, cause: str, details: str = "") -> None:
+        if permit is not None:
+            self.breaker.failed(permit, cause=cause, details=details)
+        self.health.failed(kind, cause=cause, details=details)

@@ -6,6 +6,7 @@ from headwater.cache.jobs import Job
 from headwater.cache.namespace import Namespace, Scope
 from headwater.cache.retirement import RaisedScope
 from headwater.cache.storage.calls import StorageCalls
+from headwater.cache.storage.health import CallKind
 from headwater.cache.storage.names import Generations, StorageNames
 from headwater.clock import Clock
 from headwater.storage.backend import StorageBackend
@@ -56,7 +57,7 @@ class StorageGenerations:
                 self.heard(namespace, generations)
             ended()
 
-        self._calls.begin(work, finish=finish, fail=lambda cause: ended())
+        self._calls.begin(work, kind=CallKind.LOOK_UP, finish=finish, fail=lambda cause: ended())
 
     def forget(self, namespace: Namespace) -> None:
         """Drop the counters of `namespace`: the store has reported that they have grown."""
@@ -111,7 +112,7 @@ class StorageGenerations:
         def fail(cause: str) -> None:
             self._retry_at_s = self._clock.now() + _RETRY_S
 
-        self._calls.begin(work, finish=finish, fail=fail, is_guarded=False)
+        self._calls.begin(work, kind=CallKind.FLUSH, finish=finish, fail=fail, is_guarded=False)
 
     def _forget_scope(self, scope: Scope) -> None:
         for namespace in [ns for ns in self._known if scope.has_namespace(ns)]:

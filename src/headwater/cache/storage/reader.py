@@ -9,6 +9,7 @@ from headwater.cache.prefetch import Prefetch
 from headwater.cache.radix_tree import Node
 from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
+from headwater.cache.storage.health import CallKind
 from headwater.cache.storage.host_side import HostSide
 from headwater.cache.storage.names import Generations
 from headwater.messages.base import TokenIds
@@ -111,7 +112,7 @@ class StorageReader:
             self._host.counters.count(f"storage_lookup_{cause}")
             self._end(prefetch)
 
-        self._calls.begin(work, finish=finish, fail=fail)
+        self._calls.begin(work, kind=CallKind.LOOK_UP, finish=finish, fail=fail)
 
     def _read_on(self, prefetch: Prefetch) -> None:
         """Read the next batch, or end the prefetch if it is stopped or dropped, or has no pages left to read."""
@@ -157,7 +158,7 @@ class StorageReader:
             self._end(prefetch)
 
         prefetch.pages = pages
-        self._calls.begin(work, finish=finish, fail=fail)
+        self._calls.begin(work, kind=CallKind.READ, finish=finish, fail=fail)
 
     def _attach(self, prefetch: Prefetch, pages: PageIds, num_good: int) -> None:
         """Attach the first `num_good` of `pages` to the tree, behind those already read; free the others."""

@@ -15,6 +15,7 @@ from headwater.cache.radix_tree import Node
 from headwater.cache.retirement import RaisedScope
 from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
+from headwater.cache.storage.health import CallKind
 from headwater.cache.storage.host_side import HostSide
 from headwater.cache.storage.names import Generations
 from headwater.cache.storage.reader import StorageReader
@@ -151,4 +152,4 @@ class StorageTier:
             self._is_reaping = False
             self._reap_at_s = self._clock.now() + _REAP_EVERY_S
 
-        self.calls.begin(work, finish=finish, fail=fail)
+        self.calls.begin(work, kind=CallKind.UPKEEP, finish=finish, fail=fail)

@@ -8,6 +8,7 @@ from headwater.cache.namespace import Tier
 from headwater.cache.radix_tree import Node, Run
 from headwater.cache.storage.calls import StorageCalls
 from headwater.cache.storage.generations import StorageGenerations
+from headwater.cache.storage.health import CallKind
 from headwater.cache.storage.host_side import HostSide
 from headwater.storage.backend import StorageBackend, WriteStatus
 from headwater.storage.page_key import PageKey
@@ -71,7 +72,7 @@ class StorageWriter:
 
         self._host.tier.pin(run)
         self.reading.append(run)
-        self._calls.begin(work, finish=finish, fail=fail)
+        self._calls.begin(work, kind=CallKind.WRITE, finish=finish, fail=fail)
 
     def _report_of(self, node: Node, keys: list[PageKey]) -> Callable[[list[bool]], None] | None:
         """A function that reports to the observer which pages of `node`, as it is now, are stored; None without one."""

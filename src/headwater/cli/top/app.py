@@ -52,8 +52,11 @@ class TopApp(App[None]):
     CSS = """
     Static { height: auto; padding: 0 1; }
     #log { height: 1fr; min-height: 3; margin-top: 1; }
+    #notices { max-height: 6; }
     #outcome { max-height: 3; }
     .gap { margin-top: 1; }
+    .warned #tiers, .warned #log { margin-top: 0; }
+    .warned #log { min-height: 2; }
     Dialog { align: center middle; }
     Dialog > Vertical { width: 76; max-width: 100%; height: auto; max-height: 100%; border: solid $foreground; }
     """
@@ -85,6 +88,7 @@ class TopApp(App[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(id="header")
+        yield Static(id="notices")
         yield Static(id="tiers", classes="gap")
         yield Static(id="figures", classes="gap")
         yield Static(id="operations", classes="gap")
@@ -180,6 +184,7 @@ class TopApp(App[None]):
         width = self.size.width - 2
         shown = {
             "header": view.header(self._snapshot, state=self._state, reason=self._reason),
+            "notices": view.notices(self._snapshot),
             "tiers": view.tiers(self._snapshot, width=width),
             "figures": view.figures(self._snapshot, self._series, range_index=self._range),
             "operations": view.operations(self._snapshot, width=width),
@@ -188,6 +193,8 @@ class TopApp(App[None]):
                 self._snapshot, num_lines=base.query_one("#log", Static).size.height or 5, width=width
             ),
         }
+        base.set_class(bool(shown["notices"]), "warned")  # the lines of a warning come from gaps and the log
+        base.query_one("#notices").display = bool(shown["notices"])
         for name, text in shown.items():
             base.query_one(f"#{name}", Static).update(text)
 

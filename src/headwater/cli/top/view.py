@@ -22,6 +22,7 @@ RANGES = ((60, "1 min"), (300, "5 min"), (3600, "1 h"))
 TIERS = ("device", "host", "storage")
 MIB = 1 << 20
 LABEL = 9
+WARNING = "bold yellow"  # beside a mark or a word: a monochrome terminal shows it too
 FIGURES_WIDTH = 30  # behind a tier's bar
 
 
@@ -35,6 +36,25 @@ def header(snapshot: Json, *, state: str, reason: str = "") -> Text:
     return Text("  ".join(word for word in words if word) + ("\n" + reason if reason else ""), style="bold")
 
 
+def notices(snapshot: Json) -> Text:
+    """What happened to a store in trouble and what to do; empty if all is well."""
+    found: dict[str, Text] = {}
+    for rank, engine in snapshot.get("engines", {}).items():
+        if trouble := store_trouble(engine):
+            where = f"engine {rank}, " if len(snapshot["engines"]) > 1 else ""
+            again_s = trouble["retry_in_s"]
+            again = f" Next try in {again_s} s." if again_s else ""
+            words = f"! WARNING ({where}{trouble['failing_s']} s): {trouble['happened']} {trouble['todo']}{again}"
+            found.setdefault(trouble["happened"], Text(words, style=WARNING))
+    return _stack(list(found.values()))
+
+
+def store_trouble(engine: Json) -> Json:
+    """What the server says of the engine's store if it fails; empty if it does not."""
+    found: Json = (engine.get("storage") or {}).get("trouble") or {}
+    return found
+
+
 def tiers(snapshot: Json, *, width: int) -> Text:
     """A bar for each tier, over all engines, and the legend."""
     lines = []
@@ -44,15 +64,20 @@ def tiers(snapshot: Json, *, width: int) -> Text:
         used = capacity - owners["free"]
         size = f"{used * owners['page_bytes'] / MIB:,.0f}/{capacity * owners['page_bytes'] / MIB:,.0f} MiB"
         lines.append(Text(f"{name:<{LABEL}}") + bar + Text(f" {100 * used / capacity:3.0f} %  {size}"))
-    for engine in snapshot.get("engines", {}).values():
-        if store := engine.get("storage"):
-            size = f"{store.get('num_pages', 0):,} pages, {store.get('num_bytes', 0) / MIB:,.0f} MiB"
-            lines.append(Text(f"{'store':<{LABEL}}{store['kind']}: {size}, breaker {store.get('breaker', '')}"))
-            break
+    with_store = [engine for engine in snapshot.get("engines", {}).values() if engine.get("storage")]
+    if with_store:
+        lines.append(_store_line(next(filter(store_trouble, with_store), with_store[0])))
     legend = Text(" " * LABEL)
     for _, letter, style, word in OWNERS:
         legend += Text(letter, style=style) + Text(f" {word}  ")
     return _stack([*lines, legend])
+
+
+def _store_line(engine: Json) -> Text:
+    store, is_bad = engine["storage"], bool(store_trouble(engine))
+    size = f"{store.get('num_pages', 0):,} pages, {store.get('num_bytes', 0) / MIB:,.0f} MiB"
+    state = ("FAILS, " if is_bad else "") + f"breaker {store.get('breaker', '').replace('_', ' ')}"
+    return Text(f"{'store':<{LABEL}}{store['kind']}: {size}, {state}", style=WARNING if is_bad else "")
 
 
 def tier_sums(snapshot: Json) -> dict[str, dict[str, int]]:

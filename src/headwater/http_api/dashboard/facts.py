@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from headwater.generation.answer_fields import Json
 from headwater.http_api.control.cache_report import TRANSFERS
 from headwater.http_api.dashboard.history import Sample
+from headwater.http_api.dashboard.store_trouble import trouble_facts
 from headwater.http_api.monitoring.metrics import Buckets
 from headwater.messages.cache import StorageInfo
 from headwater.messages.snapshot import MapNode, MapRoot, PrefixMap, Snapshot
@@ -102,6 +103,7 @@ def storage_facts(info: StorageInfo) -> Json:
         "num_pages": info.num_pages,
         "num_bytes": info.num_bytes,
         "message": info.message,
+        "trouble": trouble_facts(info),
     }
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from headwater.http_api.dashboard.store_trouble import happened
+from headwater.messages.cache import StorageInfo
 from headwater.messages.snapshot import Snapshot
 from headwater.messages.state import EngineState
 
@@ -11,6 +13,7 @@ _COUNTED = {  # counter -> words for it
     "num_parked": "request was parked: the device had no page left",
     "pins_gave_way": "pin gave up its device pages to a request",
 }
+_OF_STORES = ("persist_", "prefetch_")  # causes of dropped tokens
 Happening = tuple[str, str]  # level (info, warning), text
 
 
@@ -28,6 +31,7 @@ def happenings(before: Snapshot | None, now: Snapshot | None, *, why_out: str = 
         return
     yield from _of_operations(before, now)
     yield from _of_states(before.state, now.state)
+    yield from _of_drops(before, now)
     yield from _of_stores(before, now)
 
 
@@ -48,10 +52,18 @@ def _of_states(before: EngineState, now: EngineState) -> Iterator[Happening]:
         count = int(now.counters.get(name, 0) - before.counters.get(name, 0))
         if count > 0:
             yield "warning", f"{count} × {words}" if count > 1 else f"one {words}"
-    for name, value in now.counters.items():
-        if name.startswith("dropped_tokens_") and value > before.counters.get(name, 0):
-            cause = name.removeprefix("dropped_tokens_").replace("_", " ")
-            yield "warning", f"{int(value - before.counters.get(name, 0)):,} tokens did not reach a tier: {cause}"
+
+
+def _of_drops(before: Snapshot, now: Snapshot) -> Iterator[Happening]:
+    """Of a store in trouble the log has one line, not one a second."""
+    known = before.state.counters
+    for name, value in now.state.counters.items():
+        cause = name.removeprefix("dropped_tokens_")
+        if cause == name or value <= known.get(name, 0):
+            continue
+        if now.storage.trouble is None or not cause.startswith(_OF_STORES):
+            num_tokens = int(value - known.get(name, 0))
+            yield "warning", f"{num_tokens:,} tokens did not reach a tier: {cause.replace('_', ' ')}"
 
 
 def _of_operations(before: Snapshot, now: Snapshot) -> Iterator[Happening]:
@@ -68,11 +80,19 @@ def _of_operations(before: Snapshot, now: Snapshot) -> Iterator[Happening]:
 def _of_stores(before: Snapshot, now: Snapshot) -> Iterator[Happening]:
     if now.storage.kind != before.storage.kind:
         yield "info", f"a store was attached: {now.storage.kind}" if now.storage.kind else "the store was detached"
-    elif now.storage.breaker != before.storage.breaker:
-        is_bad = now.storage.breaker != "closed"
-        yield "warning" if is_bad else "info", f"the store's circuit breaker is {now.storage.breaker.replace('_', ' ')}"
+    else:
+        yield from _of_trouble(before.storage, now.storage)
     pins, known = ({pin.pin_id for pin in each.pins} for each in (now, before))
     for name in sorted(pins - known):
         yield "info", f"{name} was set"
     for name in sorted(known - pins):
         yield "info", f"{name} ended"
+
+
+def _of_trouble(before: StorageInfo, now: StorageInfo) -> Iterator[Happening]:
+    known, trouble = before.trouble, now.trouble
+    if trouble is None:
+        if known is not None:
+            yield "info", "the store answers again"
+    elif known is None or known.is_left_alone != trouble.is_left_alone:
+        yield "warning", happened(now)

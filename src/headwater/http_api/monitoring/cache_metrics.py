@@ -84,6 +84,8 @@ def add_storage(page: MetricFamilies, rank: str, info: StorageInfo) -> None:
         value = 1.0 if info.breaker == state else 0.0
         text = "The circuit breaker of the store: 1 for the state it is in."
         page.gauge("headwater_storage_breaker", text, value, rank=rank, state=state)
+    text = "1 while the store fails: the circuit breaker is not closed, or one kind of call fails again and again."
+    page.gauge("headwater_storage_failing", text, float(info.trouble is not None), rank=rank)
     for name, text, value in (
         ("storage_pages", "Pages in the store, of all servers that share it.", info.num_pages),
         ("storage_bytes", "Bytes in the store, of all servers that share it.", info.num_bytes),

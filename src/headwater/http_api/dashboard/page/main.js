@@ -12,6 +12,7 @@ import * as flush from "./panels/flush.js";
 import * as hits from "./panels/hits.js";
 import * as latency from "./panels/latency.js";
 import * as log from "./panels/log.js";
+import * as notices from "./panels/notices.js";
 import * as pins from "./panels/pins.js";
 import * as prefixes from "./panels/prefixes.js";
 import * as tenants from "./panels/tenants.js";
@@ -19,7 +20,7 @@ import * as tiers from "./panels/tiers.js";
 import * as traffic from "./panels/traffic.js";
 import { startScheme } from "./scheme.js";
 
-const PANELS = { figures, tiers, hits, traffic, latency, prefixes, flush, control, tenants, pins, copies, engines, log };
+const PANELS = { notices, figures, tiers, hits, traffic, latency, prefixes, flush, control, tenants, pins, copies, engines, log };
 
 // What panels share. `selected`: a node of the map {rank, number}; `cut`: which nodes the last dry run would cut.
 const page = {
@@ -43,6 +44,7 @@ function showStatus() {
   else if (down.length) setStatus("bad", `${down.length} of ${found.length} engines do not answer`);
   else if (found.some((engine) => engine.paused)) setStatus("held", "Paused");
   else if (found.some((engine) => engine.held_by.length)) setStatus("held", "Requests are held");
+  else if (server.serving && found.some(notices.storeTrouble)) setStatus("held", "Serving, the store fails");
   else setStatus(server.serving ? "good" : "held", server.serving ? "Serving" : "Not ready");
 }
 

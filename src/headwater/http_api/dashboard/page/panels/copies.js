@@ -1,10 +1,13 @@
 // Copies between the tiers, and the store: its state, attaching and detaching.
 
 import { h, keepList, setText, whileBusy } from "../dom.js";
-import { bytes, count, words } from "../format.js";
+import { bytes, count, duration, words } from "../format.js";
 import { call } from "../server.js";
+import { storeTrouble } from "./notices.js";
 
 const KINDS = [["offload", "device → host"], ["restore", "host → device"], ["persist", "host → storage"], ["prefetch", "storage → host"]];
+
+const WORKS = "works";
 
 export function create(root) {
   const rows = h("tbody");
@@ -31,7 +34,7 @@ export function create(root) {
   return function update({ snapshot, series, rangeS }) {
     const engines = Object.values(snapshot.engines).filter((engine) => engine.up);
     const hasHost = engines.some((engine) => "host" in engine.tiers);
-    const store = engines.find((engine) => engine.storage.kind)?.storage;
+    const store = (engines.find(storeTrouble) ?? engines.find((engine) => engine.storage.kind))?.storage;
     table.hidden = title.hidden = !hasHost;
     noTiers.hidden = hasHost;
     attach.hidden = !hasHost || Boolean(store);
@@ -46,14 +49,19 @@ export function create(root) {
         texts.forEach((text, index) => setText(row.children[index + 1], text));
       });
     keepList(facts, store ? storeFacts(store) : [], (_, name) => h("div", {}, h("dt", { text: name }), h("dd")),
-      (element, text) => setText(element.lastChild, text));
+      (element, text, name) => {
+        setText(element.lastChild, text);
+        element.lastChild.dataset.kind = name === "State" && text !== WORKS ? "held" : "";
+      });
   };
 }
 
 function storeFacts(store) {
+  const { trouble } = store;
+  const state = trouble?.happened ? `⚠\uFE0E fails for ${duration(trouble.failing_s)}` : WORKS;
   const capacity = store.capacity_bytes === undefined ? "" : ` of ${bytes(store.capacity_bytes)}`;
   const found = [
-    ["Kind", store.kind], ["Circuit breaker", words(store.breaker)], ["Holds", `${count(store.num_pages)} pages, ${bytes(store.num_bytes)}${capacity}`],
+    ["State", state], ["Kind", store.kind], ["Circuit breaker", words(store.breaker)], ["Holds", `${count(store.num_pages)} pages, ${bytes(store.num_bytes)}${capacity}`],
     ["Prefetch", words(store.prefetch_policy)], ["Write", words(store.write_policy)],
   ];
   if (store.message) found.push(["Note", store.message]);

@@ -2,6 +2,7 @@
 
 import { h, keepList, setText } from "../dom.js";
 import { count, duration, percent, rate } from "../format.js";
+import { storeTrouble } from "./notices.js";
 
 const COLUMNS = ["Engine", "State", "Running", "Queued", "Tokens/s", "Hit rate", "Device", "Host", "Generation", "Weights", "Up for"];
 const TIERS = ["cached_tokens_device", "cached_tokens_host", "cached_tokens_storage"];
@@ -16,9 +17,9 @@ export function create(root) {
     keepList(rows, Object.entries(snapshot.engines), makeRow, (row, engine, rank) => {
       const cells = row.children;
       setText(cells[0], rank);
-      const state = !engine.up || engine.message ? "bad" : engine.paused || engine.held_by.length ? "held" : "good";
+      const state = !engine.up || engine.message ? "bad" : engine.paused || engine.held_by.length || storeTrouble(engine) ? "held" : "good";
       cells[1].firstChild.dataset.kind = state;
-      setText(cells[1].lastChild, engine.message || (engine.held_by.length ? engine.held_by.join(", ") : engine.paused ? "paused" : "serving"));
+      setText(cells[1].lastChild, engine.message || (engine.held_by.length ? engine.held_by.join(", ") : engine.paused ? "paused" : storeTrouble(engine) ? "serving, store fails" : "serving"));
       if (!engine.up) {
         for (const cell of [...cells].slice(2)) setText(cell, "–");
         return;
