@@ -1,5 +1,6 @@
 """What all tests share: warnings that are not ours, and nothing that reaches out of this machine."""
 
+import atexit
 import gc
 import os
 import sys
@@ -39,12 +40,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             rewrite._write_pyc(session.config.stash[rewrite.assertstate_key], code, source_hash, bytecode)
 
 
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
-
-
 def pytest_collection_finish() -> None:
-    gc.freeze()  # or each collection of garbage would look at the files again
+    gc.freeze()  # or each collection of garbage, those of pytest at the end too, would look at the files again
+    atexit.register(gc.unfreeze)  # libraries complain of what they find alive when the process has ended
     gc.enable()
     if "triton.runtime.interpreter" in sys.modules:
         from interpreted_triton import hasten

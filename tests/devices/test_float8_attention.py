@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 GPU = torch.cuda.is_available()
 
 
-@pytest.fixture(params=["kernels", "plain", "cuda"])
+@pytest.fixture(params=["kernels", "plain", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
     if request.param != "cuda":
         return CpuDevice(use_kernels=request.param == "kernels")

@@ -26,8 +26,8 @@ def _windows(size: int) -> tuple[LayerAttention, ...]:
 
 
 FLAVOURS = (
-    "plain-float32", "plain-bfloat16", "kernels-float32", "kernels-bfloat16", "kernels-float16", "cuda-float32",
-    "cuda-float16", "cuda-bfloat16",
+    "plain-float32", "plain-bfloat16", "kernels-float32", "kernels-bfloat16", "kernels-float16",
+    *(pytest.param(f"cuda-{dtype}", marks=pytest.mark.gpu) for dtype in ("float32", "float16", "bfloat16")),
 )  # fmt: skip
 
 

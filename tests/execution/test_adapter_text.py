@@ -108,6 +108,7 @@ def test_adapters_beside_experts(name: str, tmp_path: Path) -> None:
         assert not is_greedy_text(references[1 - index % 2], PROMPTS[index], request.outputs)
 
 
+@pytest.mark.gpu
 def test_a_gpu_has_the_same_text(
     setting: tuple[Path, list[PreTrainedModel], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

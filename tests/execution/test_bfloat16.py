@@ -17,7 +17,7 @@ from headwater.models.loader import LoadedModel, load_model, resolve_model
 from headwater.tokenization.tokenizer import Tokenizer
 from tiny_gguf import read_once
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.oracle]
 NUM_PLAIN = 65  # tokens for numpy, which takes its time: one block of logits
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

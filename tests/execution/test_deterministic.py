@@ -22,6 +22,7 @@ from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),  # of padding
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
 ]

@@ -17,6 +17,7 @@ from torch_external_attention import TorchExternalAttention
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.gpu,
     # what padding tokens compute is undefined, and the interpreter tells of it
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),

@@ -25,6 +25,7 @@ from headwater.scheduling.plan import StepPlan
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
     pytest.mark.skipif(torch.cuda.device_count() == 1, reason="needs two GPUs, or none"),

@@ -29,6 +29,7 @@ from tiny_models import VOCAB_SIZE, greedy_text, make_tiny_model
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.gpu,
     # what padding tokens compute is undefined, and the interpreter tells of it
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),

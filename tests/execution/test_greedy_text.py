@@ -105,6 +105,7 @@ def test_a_retracted_request_goes_on_with_the_same_text(tmp_path: Path) -> None:
     assert before.outputs + after.outputs == expected
 
 
+@pytest.mark.oracle
 @pytest.mark.timeout(900)  # two models in float32; minutes where other processes take the cores
 def test_the_default_model_matches_transformers_on_the_same_file() -> None:
     """5 texts of 24 tokens out of the quantised GGUF: dequantisation, row order and tied head are right.

@@ -157,6 +157,7 @@ async def test_no_request_is_a_500(
             assert (await server.http.get("/health")).status_code == 200
 
 
+@pytest.mark.random
 @pytest.mark.parametrize("path", sorted(EXAMPLES))
 async def test_no_mixture_of_values_is_a_500(
     engine: LoopEngine, path: str, caplog: pytest.LogCaptureFixture

@@ -21,7 +21,7 @@ from redis_server import RedisServer
 from step_driver import StepDriver
 from storage_keys import Tenant
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.oracle]
 NUM_PROMPTS = 4
 PROMPT_TOKENS = 68  # 4 whole pages
 NUM_OUTPUTS = 4

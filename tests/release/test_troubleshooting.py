@@ -1,6 +1,7 @@
 """docs/troubleshooting.md names messages that the server has: nobody finds one that was reworded."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ MESSAGE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 LEAST = 6  # characters of a part that are compared
 
 
+@functools.cache  # not as the file is collected, which every process does: seconds
 def texts() -> str:
     """All texts of the source. Those that Python joins are joined; what is put in is a bar."""
     found: list[str] = []
@@ -23,7 +25,6 @@ def texts() -> str:
     return "\n".join(found)
 
 
-SOURCE = texts()
 MESSAGES = MESSAGE.findall((ROOT / "docs" / "troubleshooting.md").read_text())
 
 
@@ -33,7 +34,7 @@ def pattern_of(message: str) -> re.Pattern[str]:
 
 
 def is_in_source(message: str) -> bool:
-    return pattern_of(message).search(SOURCE) is not None
+    return pattern_of(message).search(texts()) is not None
 
 
 @pytest.mark.parametrize("message", MESSAGES)

@@ -20,6 +20,7 @@ def test_fixed_seeds(seed: int) -> None:
     assert fixed_run(seed).failure is None, fixed_run(seed).failure
 
 
+@pytest.mark.random
 def test_a_fresh_seed_every_time(capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("HEADWATER_SIMULATION_SEED") or time.time_ns() % 10**9)
     until_s = time.monotonic() + FRESH_S

@@ -46,6 +46,7 @@ def test_each_profile(profile):
     assert result.num_pages_reused > 50  # else nothing was checked
 
 
+@pytest.mark.random
 def test_a_fresh_seed_every_time(capsys):
     """HEADWATER_SIMULATION_S says for how long, HEADWATER_SIMULATION_SEED from which; else it is printed first."""
     first_seed = int(os.environ.get("HEADWATER_SIMULATION_SEED") or time.time_ns() % 10**9)

@@ -23,7 +23,7 @@ from headwater.devices.host_tensor import HostTensor
 from headwater.devices.number_formats import narrow
 from headwater.devices.scaled_tensor import ScaledTensor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 
 PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -19,7 +19,7 @@ from headwater.devices.cuda.layer_gates import GatedAttention, LayerGates
 from headwater.devices.cuda.page_copies import CudaPageCopier
 from headwater.devices.kv_memory import KVLayout
 
-pytestmark = pytest.mark.slow  # torch, and Triton's interpreter
+pytestmark = [pytest.mark.slow, pytest.mark.gpu]  # torch, and Triton's interpreter
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 MIB = 1 << 20

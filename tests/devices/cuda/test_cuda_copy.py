@@ -21,7 +21,7 @@ from headwater.devices.cuda.page_copies import (
 )
 from headwater.devices.kv_memory import KVLayout
 
-pytestmark = pytest.mark.slow  # torch, and Triton's interpreter
+pytestmark = [pytest.mark.slow, pytest.mark.gpu]  # torch, and Triton's interpreter
 LAYOUT = KVLayout(num_layers=3, num_kv_heads=1, head_dim=20, page_size=2, dtype="bfloat16")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CPU: Triton's interpreter
 LIMIT_S = 20.0

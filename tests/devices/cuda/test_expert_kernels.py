@@ -15,6 +15,7 @@ from interpreted_triton import exact_dots
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # of infinities, on purpose
 ]
 IS_GPU = torch.cuda.is_available()

@@ -30,7 +30,7 @@ from headwater.launch.cuda_placement import CudaPlacement
 from headwater.messages.state import GpuKernels
 from torch_external_attention import TorchExternalAttention
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 
 GPU = torch.cuda.is_available()
 PLACE = torch.device("cuda" if GPU else "cpu")

@@ -6,7 +6,7 @@ import torch
 from headwater.devices.cuda.kernels.fixed import add_fixed_linear, fixed_linear, fixed_logsumexp
 from interpreted_triton import exact_dots
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -15,7 +15,7 @@ from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.page_copies import CudaPageCopier
 from headwater.devices.kv_memory import KVLayout
 
-pytestmark = pytest.mark.slow  # torch, and Triton's interpreter
+pytestmark = [pytest.mark.slow, pytest.mark.gpu]  # torch, and Triton's interpreter
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CPU: Triton's interpreter
 NUM_PAGES = 4
 DEVICE_PAGES = np.array([3, 1, 2], dtype=np.int32)

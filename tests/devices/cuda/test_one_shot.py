@@ -5,7 +5,7 @@ import torch
 
 from headwater.devices.cuda.kernels.one_shot import BLOCK, OneShotBuffers, one_shot_all_reduce
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 
 SIZE = 3
 CPU = torch.device("cpu")

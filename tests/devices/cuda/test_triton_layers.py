@@ -16,7 +16,7 @@ from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.noise import noise_keys
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 
 PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[3] / "integrations" / "training"))
 
 from weights_oracle import SETS, Rollouts, bodies_of, judge, two_sets, write_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.oracle]
 NUM_STREAMS, NUM_UPDATES = 64, 4
 
 
