@@ -13,6 +13,8 @@ from transformers import (
     Gemma3TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -135,6 +137,18 @@ _FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
             },
         },
     ),
+    "gpt-oss": (
+        GptOssForCausalLM,
+        GptOssConfig,
+        {
+            "sliding_window": 13,
+            "layer_types": _LAYER_TYPES,
+            "head_dim": 24,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {**_YARN, "rope_theta": 150000.0, "truncate": False},
+        },
+    ),
 }
 FAMILY_NAMES = tuple(_FAMILIES)
 
@@ -147,14 +161,30 @@ def make_tiny_model(
     torch.manual_seed(sum(name.encode()) + seed)
     model = model_class(config_class(**{**_SIZES, **extra, **changes, "num_hidden_layers": num_layers})).eval()
     with torch.no_grad():  # norms and biases that are not ones and zeros, or nothing would show a lost one
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 or name.endswith("_bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         scale = getattr(model.model.embed_tokens, "embed_scale", None)
         if scale is not None:  # or each token would be followed by itself
             model.model.embed_tokens.weight.div_(scale)
     model.save_pretrained(folder)
     return model
+
+
+def served_parameters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The parameters under the names by which the engine knows them: experts that are stacked are single ones there."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        stem, _, kind = name.rpartition(".")
+        if not stem.endswith("mlp.experts"):
+            found[name] = parameter.detach()
+            continue
+        form = "bias" if kind.endswith("_bias") else "weight"
+        for expert, values in enumerate(parameter.detach()):
+            values = values if form == "bias" else values.T
+            parts = {"gate_proj": values[0::2], "up_proj": values[1::2]} if "gate" in kind else {"down_proj": values}
+            found |= {f"{stem}.{expert}.{which}.{form}": part for which, part in parts.items()}
+    return found
 
 
 @torch.inference_mode()

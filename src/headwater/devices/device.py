@@ -54,8 +54,10 @@ class Linear(Protocol):
         ...
 
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # by their number in kernels/simd/simd.h
+# of gpt-oss: min(g, limit) sigmoid(slope * min(g, limit)) * (clamp(u, -limit, limit) + 1) in place of activation(g) * u
+SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702
 
 
 class GatedLinear(Protocol):
@@ -84,7 +86,8 @@ class Routing:
 class Experts(Protocol):
     """Many gated MLPs, of which each token goes through a few (arXiv 1701.06538): the sum of their results by weight.
 
-    An expert is silu(x Wg^T) * (x Wu^T) Wd^T. The sum runs from a token's heaviest expert to its lightest.
+    An expert is activation(x Wg^T + bg) * (x Wu^T + bu) Wd^T + bd. The sum runs from a token's heaviest expert to its
+    lightest.
     """
 
     def __call__(self, x: Array, logits: Array) -> Array:
@@ -98,6 +101,13 @@ class Experts(Protocol):
     def matrix(self, expert: int, which: int) -> Array:
         """Wg, Wu (0, 1: [inner, in]) or Wd (2: [in, inner]) of one expert: a view or a copy, not to be changed."""
         ...
+
+    def bias(self, expert: int, which: int) -> Array:
+        """bg, bu or bd of one expert of a layer with biases, likewise."""
+        ...
+
+
+ExpertBiases = Sequence[tuple[Array, Array, Array]]  # of gate, up and down of each expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +179,13 @@ class RotaryAngles:
 class StepAttention(Protocol):
     """The attention of one step. What all layers share has been prepared."""
 
-    def __call__(self, qkv: Array, layer: int, q_norm: Array | None, k_norm: Array | None) -> Array:
+    def __call__(
+        self, qkv: Array, layer: int, q_norm: Array | None, k_norm: Array | None, sinks: Array | None = None
+    ) -> Array:
         """Norm and rotate q and k, write k and v to their pages, attend causally through the page tables.
 
-        `qkv` is [T, (H + 2G) D], may be overwritten; returns [T, H D] in the same dtype.
+        `qkv` is [T, (H + 2G) D], may be overwritten; returns [T, H D] in the same dtype. `sinks` [H]: a score more in
+        the softmax of each head, which has no value.
         """
         ...
 
@@ -272,9 +285,15 @@ class ModelDevice(Protocol):
         ...
 
     def pack_experts(
-        self, experts: Iterable[tuple[Array, Array, Array]], *, num_experts: int, routing: Routing
+        self,
+        experts: Iterable[tuple[Array, Array, Array]],
+        *,
+        num_experts: int,
+        routing: Routing,
+        biases: ExpertBiases | None = None,
+        activation: Activation = "silu",
     ) -> Experts:
-        """A layer out of the gate, up and down of each expert, which are taken one after another.
+        """A layer out of the gate, up and down of each expert, which are taken one after another, and their biases.
 
         MixedFormatsError if the experts differ in shape or format.
         """

@@ -123,7 +123,7 @@ class ScaledTensor:
             out[:, :, 2 * i : 2 * i + 2] = np.ascontiguousarray(head).view(np.uint8).reshape(num_rows, num_blocks, 2)
         for part in _parts(self.shape):
             codes = self.codes[part].view(np.uint8).reshape(-1, num_blocks, code_bytes)
-            (_move_pairs if self.format == "int4" else _copy)(codes, out[part, :, head_bytes:])
+            (move_pairs if self.format == "int4" else _copy)(codes, out[part, :, head_bytes:])
         name = "Q8_0" if self.format == "int8" else ("Q4_0" if len(heads) == 1 else "Q4_1")
         return HostTensor(name, self.shape, out.reshape(num_rows, -1))
 
@@ -187,7 +187,7 @@ def _copy(codes: Bytes, out: Bytes) -> None:
     out[...] = codes
 
 
-def _move_pairs(codes: Bytes, out: Bytes) -> None:
+def move_pairs(codes: Bytes, out: Bytes) -> None:
     """Pairs of neighbours to GGUF's pairs: byte i holds numbers i and i + 16. uint8[..., 16], both"""
     first, second = codes[..., : BLOCK // 4], codes[..., BLOCK // 4 :]
     out[..., 0::2] = (first & 15) | (second << 4)

@@ -13,6 +13,7 @@ _COMPARED = (
     "num_heads", "num_kv_heads", "head_dim", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias", "experts",
     "embedding_scale", "residual_scale", "score_scale", "logits_divisor", "unrotated_layers",
     "window", "local_layers", "is_interleaved", "norms", "norm_offset", "qk_norm_whole", "activation", "fused",
+    "has_sinks",
 )  # fmt: skip
 _EQUAL = 1e-4  # relative: GGUF files hold float32, and llama3's frequencies as factors
 

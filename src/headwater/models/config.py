@@ -66,6 +66,7 @@ class ModelConfig:
     qk_norm_whole: bool = False  # the QK-norm is of all heads together
     activation: Activation = "silu"
     fused: tuple[str, ...] = ()  # matrices that are one in the checkpoint: "qkv_proj", "gate_up_proj"
+    has_sinks: bool = False  # a learnt score more in the softmax of each head, without a value
 
     def __repr__(self) -> str:
         return brief_repr(self, last="eos_token_ids")
@@ -141,8 +142,9 @@ class ModelConfig:
         """The part of all parameters that one token is multiplied by: all but other tokens' experts."""
         if self.experts is None:
             return 1.0
-        num_layers = self.num_layers - len(self.experts.dense_layers)
-        of_experts = num_layers * self.experts.num_experts * 3 * self.hidden_size * self.experts.intermediate_size
+        num_layers, inner = self.num_layers - len(self.experts.dense_layers), self.experts.intermediate_size
+        of_one = 3 * self.hidden_size * inner + self.experts.has_bias * (self.hidden_size + 2 * inner)
+        of_experts = num_layers * self.experts.num_experts * of_one
         total = sum(math.prod(shape) for shape in self.parameter_shapes().values())
         return 1.0 - of_experts * (1.0 - self.experts.active_share) / total
 
@@ -181,6 +183,8 @@ class ModelConfig:
         shapes[prefix + "o_proj.weight"] = (self.hidden_size, self.q_size)
         if self.o_bias:
             shapes[prefix + "o_proj.bias"] = (self.hidden_size,)
+        if self.has_sinks:
+            shapes[prefix + "sinks"] = (self.num_heads,)
         return shapes
 
     def _mlp_shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -244,6 +248,12 @@ def parse_hf_config(
     ends = Fields(without_nulls(generation), source=f"{place}generation_config.json")
     known = vocabulary or Vocabulary()
     named = [named_end_ids(source, known, vocab_size=vocab_size) for source in (ends, fields)]
+    quantisation = read_quantisation(fields)
+    is_stacked = family.experts is not None and family.experts.is_stacked
+    if quantisation is not None and is_stacked != (quantisation.method == "mxfp4"):
+        raise fields.refuse(
+            f"quantization_config.quant_method {quantisation.method!r} is not supported of {architectures[0]}"
+        )
     try:
         return ModelConfig(
             architecture=architectures[0],
@@ -264,7 +274,7 @@ def parse_hf_config(
             max_context=max_context,
             window=family.window_of(fields, max_context),
             eos_token_ids=union(*named, within(vocabulary_end_ids(known), vocab_size=vocab_size)),
-            quantisation=read_quantisation(fields),
+            quantisation=quantisation,
             experts=None if family.experts is None else read_experts(fields, family.experts, num_layers=num_layers),
             **family.scales_of(fields),
             unrotated_layers=family.unrotated_layers_of(fields),
@@ -276,6 +286,7 @@ def parse_hf_config(
             qk_norm_whole=family.qk_norm_whole,
             activation=family.activation_of(fields),
             fused=family.fused,
+            has_sinks=family.has_sinks,
         )
     except ModelFileError:
         raise

@@ -37,6 +37,7 @@ class DecoderLayer:
     qkv: Linear
     q_norm: Array | None
     k_norm: Array | None
+    sinks: Array | None
     o: Linear
     mlp: Mlp
 
@@ -114,7 +115,7 @@ class DecoderModel:
                 adapters.begin("qkv", index, x)
                 qkv = layer.qkv(x)
                 adapters.add("qkv", index, x, qkv)
-            x = attention(qkv, index, layer.q_norm, layer.k_norm)
+            x = attention(qkv, index, layer.q_norm, layer.k_norm, layer.sinks)
             self._add("o", index, layer.o, residual=residual, x=x, adapters=adapters, norm=after_attention)
             x = self._input(residual, before_mlp, like=after_mlp)
             if isinstance(layer.mlp, ExpertsMlp):
@@ -241,6 +242,8 @@ class DecoderModel:
                 yield prefix + "q_norm.weight", layer.q_norm
                 yield prefix + "k_norm.weight", layer.k_norm
             yield from _named(prefix, layer.o, ("o_proj",))
+            if layer.sinks is not None:
+                yield prefix + "sinks", layer.sinks
         elif isinstance(layer.mlp, ExpertsMlp):
             assert self.config.experts is not None
             yield from layer.mlp.iter_named(self.config.experts, index)

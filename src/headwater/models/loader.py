@@ -14,6 +14,7 @@ from headwater.devices.kv_memory import KVLayout
 from headwater.models.config import ModelConfig, read_hf_config
 from headwater.models.decoder import DecoderModel
 from headwater.models.end_tokens import gguf_end_ids, vocabulary_end_ids
+from headwater.models.experts.stacked import STACKED_TYPES, StackedExperts
 from headwater.models.fields import Fields
 from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_header import parts_of
@@ -229,6 +230,10 @@ def open_weights(files: ModelFiles, config: ModelConfig, *, load_format: LoadFor
             "has no .safetensors files; other formats (.bin, .pt) can run code and are not read",
         )
     check_files(files.folder)
+    if config.experts is not None and config.experts.is_stacked:
+        weights = SafetensorsWeights(files.safetensors, dtypes=STACKED_TYPES)
+        check_index(files.folder, weights)
+        return StackedExperts(weights, config.experts, num_layers=config.num_layers)
     if config.quantisation is None:
         weights = SafetensorsWeights(files.safetensors)
         check_index(files.folder, weights)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from headwater.devices.device import Activation
-from headwater.models.experts.config import MIXTRAL_EXPERTS, QWEN3_EXPERTS, ExpertFamily
+from headwater.models.experts.config import GPT_OSS_EXPERTS, MIXTRAL_EXPERTS, QWEN3_EXPERTS, ExpertFamily
 from headwater.models.families.norms import GEMMA_NORMS, GLM4_NORMS, LLAMA_NORMS, OLMO2_NORMS, Norms
 from headwater.models.fields import Fields
 from headwater.models.rope import LayerType, RopeConfig
@@ -52,6 +52,8 @@ class Family:
     scales_embedding: bool = False  # by the root of hidden_size
     score_scale_key: str | None = None  # the config key of a number whose root queries are divided by
     must_be_off: tuple[str, ...] = ()  # options of the config that are not supported
+    has_sinks: bool = False
+    needs_rope_scaling: bool = False  # a config that says nothing of it would mean something else than no scaling
 
     def has_qkv_bias(self, fields: Fields) -> bool:
         if self.qkv_bias == "config":
@@ -103,6 +105,8 @@ class Family:
                 fields, max_position=max_position, layers=layers, theta=theta, partial=self.partial_rotary
             )
 
+        if self.needs_rope_scaling and not any(fields.raw(key) for key in ("rope_scaling", "rope_parameters")):
+            raise fields.refuse("lacks rope_scaling (or rope_parameters), by which this model was trained")
         if self.local_theta is None:
             return rope(None, self.theta), None
         key, default = self.local_theta
@@ -282,6 +286,19 @@ FAMILIES = (
         scales_embedding=True,
         score_scale_key="query_pre_attn_scalar",
         must_be_off=("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
+    ),
+    Family(
+        name="gpt-oss",
+        architectures=("GptOssForCausalLM",),
+        gguf_architectures=(),
+        qkv_bias="config",
+        o_bias="config",
+        biases_by_default=True,
+        theta=150000.0,
+        needs_rope_scaling=True,
+        global_interval=2,
+        experts=GPT_OSS_EXPERTS,
+        has_sinks=True,
     ),
 )
 

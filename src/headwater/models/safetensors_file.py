@@ -45,13 +45,15 @@ class SafetensorsFile:
         weakref.finalize(self, self._file.close)
         self.tensors = self._read_header()
 
-    def load(self, name: str) -> HostTensor:
-        """A copy of one tensor. Other Python threads run while it is read."""
+    def load(self, name: str, *, part: int | None = None) -> HostTensor:
+        """A copy of one tensor, or of element `part` of its outermost dimension. Other Python threads run meanwhile."""
         stored, form = self.tensors[name], FORMATS[self.tensors[name].dtype]
-        values = empty(stored.shape, STORAGE_TYPES[form])
+        shape = stored.shape if part is None else stored.shape[1:]
+        values = empty(shape, STORAGE_TYPES[form])
         bytes_of_it = values.reshape(-1).view(np.uint8).data
-        read_into(self._file, self.path, bytes_of_it, offset=stored.start, what=f"tensor {name!r} ")
-        return HostTensor(form, stored.shape, values)
+        offset = stored.start + (part or 0) * values.nbytes
+        read_into(self._file, self.path, bytes_of_it, offset=offset, what=f"tensor {name!r} ")
+        return HostTensor(form, shape, values)
 
     def _read_header(self) -> dict[str, StoredTensor]:
         size = os.fstat(self._file.fileno()).st_size

@@ -6,12 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from headwater.devices.device import Activation, Array, Experts, GatedLinear, Linear, ModelDevice, Routing
+from headwater.devices.device import (
+    Activation,
+    Array,
+    ExpertBiases,
+    Experts,
+    GatedLinear,
+    Linear,
+    ModelDevice,
+    Routing,
+)
 from headwater.devices.errors import MixedFormatsError
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.quantise import can_quantise, quantise
@@ -113,7 +123,14 @@ class LayerSource(Protocol):
         """Of gate and up, or of one matrix that is both."""
         ...
 
-    def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> Experts:
+    def experts(
+        self,
+        names: Sequence[Sequence[str]],
+        routing: Routing,
+        *,
+        has_bias: bool = False,
+        activation: Activation = "silu",
+    ) -> Experts:
         """`names`: gate, up and down of each expert."""
         ...
 
@@ -178,28 +195,49 @@ class PlacedWeights:
         self.parts[names[0]] = layer
         return layer
 
-    def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> Experts:
+    def experts(
+        self,
+        names: Sequence[Sequence[str]],
+        routing: Routing,
+        *,
+        has_bias: bool = False,
+        activation: Activation = "silu",
+    ) -> Experts:
         """In one format: as plain numbers if the blocks of the checkpoint differ."""
+        biases: ExpertBiases | None = None
+        if has_bias:
+            biases = [tuple(self._place(name + ".bias") for name in each) for each in names]  # type: ignore[misc]
+        pack = partial(self._experts, names, routing, biases=biases, activation=activation)
         num_bytes, widened = self.num_bytes, self.widened.copy()
         try:
-            layer = self._experts(names, routing, widens=False)
+            layer = pack(widens=False)
         except MixedFormatsError:
             self.num_bytes, self.widened = num_bytes, widened
             _log.warning("%s and the experts beside it have several formats, and are widened", names[0][0])
             try:
-                layer = self._experts(names, routing, widens=True)
+                layer = pack(widens=True)
             except MixedFormatsError as error:  # others of the layer are in place, in blocks
                 raise ModelFileError(self._source.place, f"{names[0][0]!r} and others of its layer: {error}") from None
         self.parts[names[0][0]] = layer
         return layer
 
-    def _experts(self, names: Sequence[Sequence[str]], routing: Routing, *, widens: bool) -> Experts:
+    def _experts(
+        self,
+        names: Sequence[Sequence[str]],
+        routing: Routing,
+        *,
+        widens: bool,
+        biases: ExpertBiases | None,
+        activation: Activation,
+    ) -> Experts:
         def placed() -> Iterator[tuple[Array, Array, Array]]:
             for each in names:
                 gate, up, down = (self._place(f"{name}.weight", is_expert=True, stays_plain=widens) for name in each)
                 yield gate, up, down
 
-        return self._device.pack_experts(placed(), num_experts=len(names), routing=routing)
+        return self._device.pack_experts(
+            placed(), num_experts=len(names), routing=routing, biases=biases, activation=activation
+        )
 
     def _place(self, name: str, *, stays_plain: bool = False, is_expert: bool = False) -> Array:
         """`stays_plain`: plain numbers are not quantised; of an expert, blocks and codes become plain numbers."""

@@ -47,8 +47,9 @@ class SafetensorsWeights:
     def file_of(self, name: str) -> SafetensorsFile:
         return self._files[name]
 
-    def load(self, name: str) -> HostTensor:
-        return self._files[name].load(name)
+    def load(self, name: str, *, part: int | None = None) -> HostTensor:
+        """A tensor, or element `part` of its outermost dimension."""
+        return self._files[name].load(name, part=part)
 
 
 def read_index(folder: Path) -> dict[str, str] | None:

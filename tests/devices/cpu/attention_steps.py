@@ -34,6 +34,7 @@ class Sequences:
     dtype: str = "float32"
     has_qk_norm: bool = False
     window: int = 0  # 0: none
+    has_sinks: bool = False
     seed: int = 0
     layer: int = 1
     qkv: list[Floats] = field(init=False)
@@ -49,6 +50,7 @@ class Sequences:
         self.page_tables = ids.reshape(len(self.lengths), pages).astype(np.int32)
         self.memory = self.empty_memory()
         self.norms = random.normal(1, 0.2, size=(2, self.head_dim)).astype(np.float32) if self.has_qk_norm else None
+        self.sinks = random.normal(0, 2, size=self.num_heads).astype(np.float32) if self.has_sinks else None
         self.inv_freq = (1 / 10000 ** (np.arange(0, self.head_dim, 2) / self.head_dim)).astype(np.float32)
 
     @property
@@ -99,7 +101,7 @@ class PlainStep:
         sequences = self.sequences
         scale = sequences.head_dim**-0.5
         pages, window = sequences.pages(self.memory), sequences.window or None
-        return attend(qkv, sequences.rows(spans), pages, scale=scale, window=window)
+        return attend(qkv, sequences.rows(spans), pages, scale=scale, window=window, sinks=sequences.sinks)
 
 
 class NativeStep:
@@ -158,6 +160,7 @@ class NativeStep:
             layer_offset=sequences.layer * sequences.layer_bytes,
             norm_eps=NORM_EPS,
             window=sequences.window,
+            sinks=None if sequences.sinks is None else sequences.sinks.ctypes.data,
             scale=sequences.head_dim**-0.5,
             qkv=qkv.ctypes.data,
             q_norm=None if norms is None else norms[0].ctypes.data,

@@ -20,7 +20,8 @@ from headwater.devices.host_tensor import HostTensor
 
 # What a library needs for products and norms, and nothing else.
 PRODUCTS = (*SOURCES.glob("linear/*.c"), *(SOURCES / name for name in ("norm.c", "run.c", "pool.c", "machine/pin.c")))
-GROUP_OF = {format: 256 if format.endswith("K") else 32 if format.startswith("Q") else 2 for format in FORMATS}
+BLOCKS = tuple(format for format in FORMATS if format not in ("float32", "bfloat16", "float16"))
+GROUP_OF = {format: 256 if format.endswith("K") else 32 if format in BLOCKS else 2 for format in FORMATS}
 BITS_OF_ACTIVATIONS = {"Q8_0": 32767} | dict.fromkeys(FORMATS[4:], 127)  # the largest integer
 
 
@@ -28,7 +29,7 @@ def weight(format: str, shape: tuple[int, int], seed: int = 0) -> HostTensor:
     """Random weights; K-quants are random bytes, for gguf cannot quantise to them."""
     rng = np.random.default_rng(seed)
     values = rng.normal(scale=0.05, size=shape).astype(np.float32)
-    if not format.startswith("Q"):
+    if format not in BLOCKS:
         return HostTensor.of(values).astype(format)
     if not format.endswith("K"):
         return HostTensor(format, shape, quantize(values, GGMLQuantizationType[format]))
@@ -44,7 +45,7 @@ def weight(format: str, shape: tuple[int, int], seed: int = 0) -> HostTensor:
 
 def values_of(tensor: HostTensor) -> np.ndarray:
     """The numbers as gguf's own reader has them."""
-    if tensor.format.startswith("Q"):
+    if tensor.format in BLOCKS:
         return dequantize(tensor.data, GGMLQuantizationType[tensor.format]).reshape(tensor.shape)
     return tensor.to_float32()
 

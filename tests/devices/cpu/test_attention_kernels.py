@@ -180,6 +180,39 @@ def test_windows(library: KernelLibrary, window: int, dtype: str, num_heads: int
         _assert_step_is_right(native, sequences, spans)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "num_heads", "num_kv_heads", "window"),
+    [
+        ("float32", 6, 2, 0),
+        ("bfloat16", 8, 1, 0),
+        ("float8_e4m3fn", 14, 2, 0),
+        ("float16", 3, 1, 100),
+        ("bfloat16", 6, 1, BLOCK_KEYS + 1),
+        ("float8_e5m2", 4, 4, 9),
+    ],
+)
+def test_sinks(library: KernelLibrary, dtype: str, num_heads: int, num_kv_heads: int, window: int) -> None:
+    """Each head has its own, beside every key that the query sees: in prompts, decodes and behind windows."""
+    _skip_if_emulated(library, dtype, is_needed=dtype != "float8_e5m2")
+    settings = {"num_kv_heads": num_kv_heads, "dtype": dtype, "window": window, "has_sinks": True}
+    sequences = Sequences(LENGTHS, num_heads=num_heads, **settings)
+    native = NativeStep(library, sequences)
+    for spans in STEPS:
+        _assert_step_is_right(native, sequences, spans)
+
+
+@pytest.mark.parametrize("size", [-300.0, 300.0])
+def test_a_sink_far_from_all_scores_overflows_nothing(library: KernelLibrary, size: float) -> None:
+    """One far below them changes nothing; beside one far above them no key counts."""
+    _skip_if_emulated(library)
+    sequences = Sequences([70], num_heads=2, num_kv_heads=1, has_sinks=True, dtype="bfloat16")
+    without = Sequences([70], num_heads=2, num_kv_heads=1, dtype="bfloat16")
+    assert sequences.sinks is not None
+    sequences.sinks[:] = size
+    (_, found), (_, expected) = (NativeStep(library, each).run([(0, 0, 70)]) for each in (sequences, without))
+    np.testing.assert_allclose(found, expected if size < 0 else 0 * expected, atol=1e-6)
+
+
 def test_what_lies_before_a_window_is_never_read_as_a_number(library: KernelLibrary) -> None:
     sequences = Sequences([BLOCK_KEYS + 60, 40], num_heads=6, num_kv_heads=1, window=12)
     sequences.qkv[0][7, -3] = np.inf  # a value
@@ -199,7 +232,8 @@ def test_bits_depend_neither_on_chunks_nor_on_other_rows(library: KernelLibrary,
     """The same sequence whole, alone, in uneven chunks among others, and token by token at its end."""
     _skip_if_emulated(library, dtype)
     length = 2 * BLOCK_KEYS + 40
-    settings = {"num_heads": 6, "num_kv_heads": 2, "dtype": dtype, "window": window, "seed": 3}
+    has_sinks = dtype != "float32"
+    settings = {"num_heads": 6, "num_kv_heads": 2, "dtype": dtype, "window": window, "seed": 3, "has_sinks": has_sinks}
     whole = Sequences([length, 90], **settings)
     _, expected = NativeStep(library, whole).run([(0, 0, length)])
     cuts = [0, 1, 65, 255, 257, 411, length - 3, length - 2, length - 1, length]
@@ -223,7 +257,8 @@ def test_bits_do_not_depend_on_whether_a_row_is_split(
     outs = []
     for num_workers in (1, 64):
         dtype = _dtype_of_products(library)
-        sequences = Sequences([length], num_heads=6, num_kv_heads=1, dtype=dtype, window=window)
+        settings = {"dtype": dtype, "window": window, "has_sinks": num_queries > 1}
+        sequences = Sequences([length], num_heads=6, num_kv_heads=1, **settings)
         native = NativeStep(library, sequences, num_threads=4, seed=num_workers)
         native.run([(0, 0, length - num_queries)], num_workers=1)
         outs.append(native.run(spans, num_workers=num_workers)[1])
@@ -252,9 +287,8 @@ def test_bits_do_not_depend_on_whether_rows_share_pages(
     """Decodes after a common prefix, computed once for all of them, also in a block where each goes on by itself."""
     _skip_if_emulated(library, dtype, is_needed=num_heads == 3)
     lengths = [common + 1, common + 300, common + 17, BLOCK_KEYS + 9, common + 2]
-    sequences = Sequences(
-        lengths, num_heads=num_heads, num_kv_heads=1, page_size=page_size, dtype=dtype, window=window
-    )
+    settings = {"page_size": page_size, "dtype": dtype, "window": window, "has_sinks": page_size == 1}
+    sequences = Sequences(lengths, num_heads=num_heads, num_kv_heads=1, **settings)
     num_pages = common // page_size
     for row in (1, 4):  # rows 0 and 2 differ; row 3 has another prefix
         sequences.page_tables[row, :num_pages] = sequences.page_tables[0, :num_pages]

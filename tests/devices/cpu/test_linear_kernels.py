@@ -5,6 +5,7 @@ import pytest
 import sanitized
 from linear_setting import (
     BITS_OF_ACTIVATIONS,
+    BLOCKS,
     GROUP_OF,
     aligned,
     multiply,
@@ -25,7 +26,6 @@ from headwater.devices.host_tensor import HostTensor
 pytestmark = pytest.mark.slow  # 4 s for each instruction set
 every_format = pytest.mark.parametrize("format", FORMATS)
 MOST_ROWS = 130 if sanitized.LIBRARY else 512
-QUANTISED = [format for format in FORMATS if format.startswith("Q")]
 
 
 def activations(rows: int, in_features: int) -> np.ndarray:
@@ -235,12 +235,12 @@ def test_what_is_not_finite_stays_visible_and_in_its_row(library: KernelLibrary,
 @every_format
 def test_the_largest_weights_and_activations_do_not_overflow(library: KernelLibrary, format: str) -> None:
     """Sums of 16 and 32 bits at their limits: all codes and all activations at one end, in every pairing of signs."""
-    if format.startswith("Q"):
+    if format in BLOCKS:
         tensor = weight(format, (16, 256))
         data = tensor.data.copy()
         scale_bytes = {"Q8_0": [(0, 2, 34)], "Q4_0": [(0, 2, 18)], "Q4_1": [(0, 4, 20)], "Q4_K": [(0, 4, 144)],
-                       "Q5_K": [(0, 4, 176)], "Q6_K": [(208, 210, 210)]}[format]  # fmt: skip
-        for fill in (0xFF, 0x00, 0x7F, 0x80):
+                       "Q5_K": [(0, 4, 176)], "Q6_K": [(208, 210, 210)], "MXFP4": [(0, 1, 17)]}[format]  # fmt: skip
+        for fill in (0xFF, 0x00, 0x7F, 0x80, 0x77):
             (begin, end, size) = scale_bytes[0]
             blocks = data.reshape(16, -1, size)
             keep = blocks[..., begin:end].copy()
@@ -260,7 +260,7 @@ def check_extremes(library: KernelLibrary, tensor: HostTensor) -> None:
     assert_close(found, x @ wide.T, x, wide, error=error_of(library, tensor.format))
 
 
-@pytest.mark.parametrize("format", QUANTISED)
+@pytest.mark.parametrize("format", BLOCKS)
 def test_quantised_activations_cost_little(library: KernelLibrary, format: str) -> None:
     """int8 activations err by less than 1.5 % of a product's size, int16 by less than 0.01 %, tiles by 0.3 %."""
     tensor, x = weight(format, (64, 1024)), np.random.default_rng(5).normal(size=(64, 1024)).astype(np.float32)
@@ -291,7 +291,7 @@ def test_weights_that_do_not_fit_are_refused_by_shape(library: KernelLibrary) ->
         pack(library, [weight("Q4_0", (16, 32)), weight("Q8_0", (16, 32))])
 
 
-@pytest.mark.parametrize("format", QUANTISED)
+@pytest.mark.parametrize("format", BLOCKS)
 def test_inputs_that_fill_no_whole_blocks_are_refused(library: KernelLibrary, format: str) -> None:
     """The kernels compute whole blocks: the inputs behind them would be left out without a word."""
     good = weight(format, (20, 256))
@@ -315,7 +315,7 @@ def test_formats_without_a_kernel_are_packed_as_float32(library: KernelLibrary) 
     assert aligned(3).ctypes.data % 64 == packed.blocks.ctypes.data % 64 == 0
 
 
-@pytest.mark.parametrize("format", [*QUANTISED, "bfloat16"])
+@pytest.mark.parametrize("format", [*BLOCKS, "bfloat16"])
 def test_products_by_tiles_are_right(emulated: KernelLibrary, format: str) -> None:
     """What the tests above say of every set, for tiles of one row up to several tiles."""
     assert uses_tiles(emulated, format)
@@ -335,7 +335,7 @@ def test_products_by_tiles_are_right(emulated: KernelLibrary, format: str) -> No
     test_activations_are_quantised_as_in_numpy(emulated, format)
 
 
-@pytest.mark.parametrize("format", [*QUANTISED, "bfloat16"])
+@pytest.mark.parametrize("format", [*BLOCKS, "bfloat16"])
 def test_a_row_of_tiles_depends_neither_on_its_neighbours_nor_on_chunks(emulated: KernelLibrary, format: str) -> None:
     """Bit for bit, with inputs for more than one panel and rows for more than one chunk, in any order of chunks."""
     in_features = 48 * 32 + GROUP_OF[format]

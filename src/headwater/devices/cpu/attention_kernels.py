@@ -45,6 +45,7 @@ class AttentionJob(ctypes.Structure):
         ("norms_whole", _INT64),
         ("pair_order", _POINTER),
         ("window", _INT64),
+        ("sinks", _POINTER),
         ("cos", _POINTER),
         ("sin", _POINTER),
         ("out", _POINTER),

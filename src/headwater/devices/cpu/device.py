@@ -24,7 +24,16 @@ from headwater.devices.cpu.ranks.ops import add_reduced, all_reduce
 from headwater.devices.cpu.recorded_attention import RecordedAttention
 from headwater.devices.cpu.row_ops import add_rms_norm, rms_norm
 from headwater.devices.cpu.topology import free_memory_bytes, num_usable_cores
-from headwater.devices.device import Activation, AttentionGeometry, Experts, GatedLinear, Linear, RotaryAngles, Routing
+from headwater.devices.device import (
+    Activation,
+    AttentionGeometry,
+    ExpertBiases,
+    Experts,
+    GatedLinear,
+    Linear,
+    RotaryAngles,
+    Routing,
+)
 from headwater.devices.errors import UnsupportedError
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.kv_memory import KVLayout
@@ -150,11 +159,19 @@ class CpuDevice:
         *,
         num_experts: int,
         routing: Routing,
+        biases: ExpertBiases | None = None,
+        activation: Activation = "silu",
     ) -> Experts:
         if self._library is None:
-            return PlainExperts(experts, routing=routing)
+            return PlainExperts(experts, routing=routing, biases=biases, activation=activation)
         return PackedExperts.of(
-            self._library, experts, num_experts=num_experts, routing=routing, num_threads=self.num_threads
+            self._library,
+            experts,
+            num_experts=num_experts,
+            routing=routing,
+            num_threads=self.num_threads,
+            biases=biases,
+            activation=activation,
         )
 
     def packed_cache(self, folder: Path, *, max_bytes: int) -> PackedCache | None:

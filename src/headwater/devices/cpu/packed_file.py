@@ -157,10 +157,17 @@ class PackedFile:
             is_fused=len(names) == 1,
         )
 
-    def experts(self, names: Sequence[Sequence[str]], routing: Routing) -> PackedExperts:
+    def experts(
+        self,
+        names: Sequence[Sequence[str]],
+        routing: Routing,
+        *,
+        has_bias: bool = False,
+        activation: Activation = "silu",
+    ) -> PackedExperts:
         layer = self._header.layers[names[0][0]]
         packed = [self._packed(it) for it in layer.packed]
-        return PackedExperts(self._library, packed, rows=self._rows(layer), routing=routing)
+        return PackedExperts(self._library, packed, rows=self._rows(layer), routing=routing, activation=activation)
 
     def _rows(self, layer: _Layer) -> list[RowsForm]:
         return [

@@ -17,10 +17,10 @@ from headwater.devices.errors import MixedFormatsError
 from headwater.devices.host_tensor import HostTensor
 
 BLOCK_COLS = 16  # outputs of a block
-FORMATS = ("float32", "bfloat16", "float16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")  # by `enum Format`
+FORMATS = ("float32", "bfloat16", "float16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K", "MXFP4")  # enum Format
 # (numbers, bytes) of a block in the file
 _FILE_BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144), "Q5_K": (256, 176),
-                "Q6_K": (256, 210)}  # fmt: skip
+                "Q6_K": (256, 210), "MXFP4": (32, 17)}  # fmt: skip
 _BYTES_PER_TASK = 4 << 20
 
 Floats = npt.NDArray[np.float32]
@@ -60,7 +60,7 @@ def converts_activations(library: KernelLibrary, format: str) -> bool:
 
 
 def activation_bytes(library: KernelLibrary, format: str, in_features: int) -> int:
-    """Bytes of one row of activations for products with weights of this format. Q4_0 to Q6_K take the same ones."""
+    """Bytes of one row of activations for products with weights of this format. Q4_0 to MXFP4 take the same ones."""
     function = library.functions.hw_activation_bytes
     function.restype = ctypes.c_int64
     return function(ctypes.c_int64(FORMATS.index(format)), ctypes.c_int64(in_features))
@@ -127,7 +127,18 @@ def empty_stack(library: KernelLibrary, first: Sequence[HostTensor], num: int) -
 def part_of_stack(stack: PackedWeights, first: int, num: int = 1) -> PackedWeights:
     """`num` matrices, or pairs, from `first` of a stack on: a view."""
     size = (2 if stack.is_gated else 1) * -(-stack.out_features // BLOCK_COLS)
-    return replace(stack, blocks=stack.blocks[first * size : (first + num) * size])
+    blocks = slice(first * size, (first + num) * size)
+    return replace(stack, blocks=stack.blocks[blocks], bias=None if stack.bias is None else stack.bias[blocks])
+
+
+def with_biases(stack: PackedWeights, biases: Sequence[Floats]) -> PackedWeights:
+    """The stack with the biases of all matrices, each float32[num, out]: of gate and up in turn if it is gated."""
+    num, num_cols = len(biases[0]), -(-stack.out_features // BLOCK_COLS) * BLOCK_COLS
+    padded = np.zeros((num, len(biases), num_cols), np.float32)
+    for i, bias in enumerate(biases):
+        padded[:, i, : stack.out_features] = bias
+    blocks = padded.reshape(num, len(biases), -1, BLOCK_COLS).swapaxes(1, 2).reshape(-1, BLOCK_COLS)
+    return replace(stack, bias=np.ascontiguousarray(blocks))
 
 
 def pack_in_stack(library: KernelLibrary, stack: PackedWeights, index: int, weights: Sequence[HostTensor]) -> None:

@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from headwater.devices.cpu.kernel_library import TOKENS
-from headwater.devices.cpu.plain.linear import activate, linear
+from headwater.devices.cpu.plain.linear import gated as activated
+from headwater.devices.cpu.plain.linear import linear
 from headwater.devices.cpu.plain.norm import Floats
 from headwater.devices.cpu.program import Array, Plain, StepArrays, TokenIds
 from headwater.devices.device import Activation
@@ -109,7 +110,7 @@ def _add(_: StepArrays, *, x: Floats, y: Floats, parts: Sequence[Part]) -> None:
 def _gated(_: StepArrays, *, x: Floats, y: Floats, gate: Part, up: Part, activation: Activation) -> None:
     lefts, rights = _products(x, [gate]), _products(x, [up])
     for (columns, left), (_same, right) in zip(lefts, rights, strict=True):
-        y[:, columns] = activate(left, activation) * right
+        y[:, columns] = activated(left, right, activation)
 
 
 def _if_adapters(plain: Plain, step: StepArrays, *, wanted: bool, **arrays: Floats) -> None:

@@ -41,8 +41,16 @@ class RecordedAttention:
         self._pair_order = geometry.pair_order()
         self._rotary = [_record_angles(program, each) for each in rotary]
 
-    def __call__(self, qkv: Array, layer: int, q_norm: HostTensor | None, k_norm: HostTensor | None) -> Array:
+    def __call__(
+        self,
+        qkv: Array,
+        layer: int,
+        q_norm: HostTensor | None,
+        k_norm: HostTensor | None,
+        sinks: HostTensor | None = None,
+    ) -> Array:
         shape, layout = self._geometry, self._layout
+        sink_scores = None if sinks is None else np.ascontiguousarray(sinks.to_float32())
         offset, window = shape.norm_offset, shape.layer(layer).window
         norms = [None if norm is None else norm_weight(norm, offset=offset) for norm in (q_norm, k_norm)]
         out = self._program.array(TOKENS, shape.num_heads * shape.head_dim)
@@ -61,9 +69,10 @@ class RecordedAttention:
             norms_whole=shape.norms_whole,
             pair_order=_address(self._pair_order),
             window=window or 0,
+            sinks=_address(sink_scores),
             **{name: array.ctypes.data for name, array in self._partials.items()},
         )
-        keeps = (*norms, self._pair_order, *self._partials.values())
+        keeps = (*norms, sink_scores, self._pair_order, *self._partials.values())
         pages = partial(_layer_pages, layout=layout, layer=layer)
         prepare = partial(
             _prepare_qkv,
@@ -76,7 +85,7 @@ class RecordedAttention:
         cos, sin = self._rotary[shape.layer(layer).rotary]
         rotated = {"qkv": qkv, "cos": cos, "sin": sin}
         self._program.append("prepare_qkv", job, rotated, plain=prepare, keeps=keeps)
-        attend_plainly = partial(_attend, pages=pages, scale=job.scale, window=window)
+        attend_plainly = partial(_attend, pages=pages, scale=job.scale, window=window, sinks=sink_scores)
         self._program.append("attention", job, {"qkv": qkv, "out": out}, plain=attend_plainly)
         return out
 
@@ -129,7 +138,5 @@ def _prepare_qkv(
     prepare_qkv(qkv, _rows(step), pages(step), cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm, **options)
 
 
-def _attend(
-    step: StepArrays, *, qkv: Floats, out: Floats, pages: partial[LayerPages], scale: float, window: int | None
-) -> None:
-    out[:] = attend(qkv, _rows(step), pages(step), scale=scale, window=window)
+def _attend(step: StepArrays, *, qkv: Floats, out: Floats, pages: partial[LayerPages], **options: Any) -> None:
+    out[:] = attend(qkv, _rows(step), pages(step), **options)

@@ -43,8 +43,14 @@ class TritonStepAttention:
         self._is_deterministic = is_deterministic
 
     def __call__(
-        self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
+        self,
+        qkv: torch.Tensor,
+        layer: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        assert sinks is None, "models with sinks are refused when their experts are packed"
         shape, batch, kv = self._geometry, self._batch, self._kv
         if shape.norms_whole and q_norm is not None and k_norm is not None:
             q_size, kv_size = (num * shape.head_dim for num in (shape.num_heads, shape.num_kv_heads))

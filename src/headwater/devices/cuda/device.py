@@ -41,6 +41,7 @@ from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_h
 from headwater.devices.device import (
     Activation,
     AttentionGeometry,
+    ExpertBiases,
     Experts,
     GatedLinear,
     RotaryAngles,
@@ -253,7 +254,11 @@ class CudaDevice:
         *,
         num_experts: int,
         routing: Routing,
+        biases: ExpertBiases | None = None,
+        activation: Activation = "silu",
     ) -> Experts:
+        if biases is not None or activation != "silu":
+            raise ValueError("experts with biases, as gpt-oss has them, are computed on a CPU alone: take --device cpu")
         return CudaExperts.of(experts, num_experts=num_experts, routing=routing, is_deterministic=self.is_deterministic)
 
     def rotary_tables(self, rotary: Sequence[RotaryAngles], num_positions: int) -> RotaryTables:

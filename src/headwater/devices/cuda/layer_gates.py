@@ -51,7 +51,12 @@ class GatedAttention:
         self._gates = gates
 
     def __call__(
-        self, qkv: torch.Tensor, layer: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
+        self,
+        qkv: torch.Tensor,
+        layer: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         self._gates.hold_up(layer)
-        return self._attention(qkv, layer, q_norm, k_norm)
+        return self._attention(qkv, layer, q_norm, k_norm, sinks)

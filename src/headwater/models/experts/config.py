@@ -1,8 +1,9 @@
 """Layers of experts in a config: how many, which layers, and the names of their parameters."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from headwater.devices.device import SWIGLU_LIMIT, SWIGLU_SLOPE, Activation
 from headwater.models.fields import Fields
 
 # far beyond any model
@@ -27,6 +28,10 @@ class ExpertFamily:
     names: ExpertNames
     size_key: str  # inner features of an expert
     renormalise_key: str | None  # None: weights always add up to 1
+    has_bias: bool = False  # router and experts
+    activation: Activation = "silu"
+    is_stacked: bool = False  # a checkpoint has one tensor for a matrix of all experts (stacked.py)
+    only_values: tuple[tuple[str, float], ...] = ()  # numbers of the config that are served with this value alone
 
 
 QWEN3_EXPERTS = ExpertFamily(
@@ -39,13 +44,23 @@ MIXTRAL_EXPERTS = ExpertFamily(
     size_key="intermediate_size",
     renormalise_key=None,
 )
+GPT_OSS_EXPERTS = ExpertFamily(
+    ExpertNames("mlp.router", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+    size_key="intermediate_size",
+    renormalise_key=None,
+    has_bias=True,
+    activation="clamped_swiglu",
+    is_stacked=True,
+    only_values=(("swiglu_limit", SWIGLU_LIMIT), ("swiglu_alpha", SWIGLU_SLOPE)),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsConfig:
     """The layers of experts of a model: in each, a token goes through `per_token` of `num_experts` gated MLPs.
 
-    `dense_layers` have one MLP for all tokens instead.
+    `dense_layers` have one MLP for all tokens instead. The last fields follow from the architecture, and are not in the
+    `repr`, which is part of `weights_id`.
     """
 
     num_experts: int
@@ -54,6 +69,9 @@ class ExpertsConfig:
     renormalises: bool  # whether the weights of a token's experts add up to 1
     names: ExpertNames
     dense_layers: tuple[int, ...] = ()
+    has_bias: bool = field(default=False, repr=False)  # of the router and of all matrices
+    activation: Activation = field(default="silu", repr=False)
+    is_stacked: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.per_token <= self.num_experts:
@@ -65,7 +83,7 @@ class ExpertsConfig:
         return self.per_token / self.num_experts
 
     def router(self, layer: int) -> str:
-        """The router's matrix, without ".weight"."""
+        """The router's linear layer."""
         return f"model.layers.{layer}.{self.names.router}"
 
     def matrices(self, layer: int) -> list[tuple[str, str, str]]:
@@ -78,13 +96,19 @@ class ExpertsConfig:
 
     def shapes(self, layer: int, hidden_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The parameters of a layer of experts."""
-        yield self.router(layer) + ".weight", (self.num_experts, hidden_size)
+        yield from self._linear(self.router(layer), (self.num_experts, hidden_size))
         wide, narrow = (self.intermediate_size, hidden_size), (hidden_size, self.intermediate_size)
         for matrices in self.matrices(layer):
-            yield from zip((f"{name}.weight" for name in matrices), (wide, wide, narrow), strict=True)
+            for name, shape in zip(matrices, (wide, wide, narrow), strict=True):
+                yield from self._linear(name, shape)
+
+    def _linear(self, name: str, shape: tuple[int, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield name + ".weight", shape
+        if self.has_bias:
+            yield name + ".bias", shape[:1]
 
     def place_of(self, name: str) -> tuple[int, int] | None:
-        """The expert and which of its matrices (gate, up, down: 0, 1, 2) a parameter is; None for other parameters."""
+        """The expert and which of its matrices (gate, up, down: 0, 1, 2) a parameter is of; None: the router's."""
         parts, names = name.split("."), self.names
         if ".".join(parts[3:-3]) != names.experts or not parts[-3].isdigit():
             return None
@@ -95,6 +119,9 @@ def read_experts(fields: Fields, family: ExpertFamily, *, num_layers: int) -> Ex
     """The experts of a config.json; None if no layer has any. ModelFileError for a damaged config."""
     key = "num_experts" if "num_experts" in fields else "num_local_experts"  # of one family, transformers writes both
     num_experts = fields.integer(key, low=0, high=MOST_EXPERTS)
+    for name, value in family.only_values:
+        if fields.number(name, value) != value:
+            raise fields.refuse(f"{name} {fields.raw(name)!r} is not supported, only {value}")
     step = fields.integer("decoder_sparse_step", 1)
     named = fields.integers("mlp_only_layers")
     dense = tuple(layer for layer in range(num_layers) if layer in named or (layer + 1) % step)
@@ -108,4 +135,7 @@ def read_experts(fields: Fields, family: ExpertFamily, *, num_layers: int) -> Ex
         renormalises=renormalise_key is None or fields.flag(renormalise_key, False),
         names=family.names,
         dense_layers=dense,
+        has_bias=family.has_bias,
+        activation=family.activation,
+        is_stacked=family.is_stacked,
     )

@@ -31,19 +31,23 @@ class ExpertsMlp:
 
     def iter_named(self, config: ExpertsConfig, layer: int) -> Iterator[tuple[str, Array]]:
         """Every parameter under its checkpoint name, one matrix unpacked at a time."""
-        ((router, _),) = self.router.unpack()
+        ((router, bias),) = self.router.unpack()
         yield config.router(layer) + ".weight", router
+        if bias is not None:
+            yield config.router(layer) + ".bias", bias
         for expert, names in enumerate(config.matrices(layer)):
             for which, name in enumerate(names):
                 yield name + ".weight", self.experts.matrix(expert, which)
+                if config.has_bias:
+                    yield name + ".bias", self.experts.bias(expert, which)
 
     def get_by_name(self, config: ExpertsConfig, name: str) -> Array:
         """One parameter of this layer."""
-        place = config.place_of(name)
+        place, is_bias = config.place_of(name), name.endswith(".bias")
         if place is None:
-            ((router, _),) = self.router.unpack()
-            return router
-        return self.experts.matrix(*place)
+            ((router, bias),) = self.router.unpack()
+            return bias if is_bias else router
+        return self.experts.bias(*place) if is_bias else self.experts.matrix(*place)
 
 
 Mlp = DenseMlp | ExpertsMlp

@@ -1,7 +1,7 @@
 """Reads `quantization_config` of a config.json. What is not understood is refused by name and value.
 
 The keys are those that the publishers' tools write: GPTQ (AutoGPTQ, GPTQModel), AWQ (AutoAWQ), float8 as DeepSeek and
-Qwen publish it, and compressed-tensors (LLM Compressor).
+Qwen publish it, compressed-tensors (LLM Compressor), and MXFP4 (gpt-oss).
 """
 
 import re
@@ -219,4 +219,11 @@ def _check_expression(fields: _Parameters, target: str) -> None:
         raise fields.refuse(f"targets and ignore hold {target!r}, which is no regular expression ({error})") from None
 
 
-_METHODS = {"gptq": _gptq, "awq": _awq, "fp8": _float8, "compressed-tensors": _compressed_tensors}
+def _mxfp4(fields: _Parameters) -> Quantisation:
+    """Of stacked experts (models/experts/stacked.py), whatever else is not to be converted."""
+    fields.only({"quant_method", "modules_to_not_convert", "dequantize"})
+    scheme = Scheme("mxfp4", 4, tile=(1, 32))
+    return Quantisation("mxfp4", (((r"re:.*\.experts\.",), scheme),))
+
+
+_METHODS = {"gptq": _gptq, "awq": _awq, "fp8": _float8, "compressed-tensors": _compressed_tensors, "mxfp4": _mxfp4}

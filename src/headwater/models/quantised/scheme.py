@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Layout = Literal["gptq", "awq", "packed", "int8", "float8"]
+Layout = Literal["gptq", "awq", "packed", "int8", "float8", "mxfp4"]
 
 # tensors of a module in each layout: the one that marks it, those beside it, and those that may be missing
 MARKERS: dict[Layout, str] = {

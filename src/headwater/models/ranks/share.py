@@ -116,6 +116,11 @@ def check_tp_size(config: ModelConfig, size: int) -> None:
     if size > 1 and config.fused:
         names = " and ".join(config.fused)
         raise ValueError(f"--tp-size {size}: {names} of {config.architecture} are not cut into shares yet; take 1")
+    if size > 1 and config.has_sinks:
+        raise ValueError(
+            f"--tp-size {size}: attention sinks and biases of experts, as {config.architecture} has them, are not cut "
+            "into shares yet; take 1"
+        )
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if heads % size:
         fit = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0 and _has_whole_kv_heads(kv_heads, n))

@@ -44,6 +44,7 @@ class _Builder:
             qkv=linear(qkv, lambda model: model.layers[index].qkv, has_bias=config.qkv_bias),
             q_norm=load(attn + "q_norm.weight") if config.qk_norm else None,
             k_norm=load(attn + "k_norm.weight") if config.qk_norm else None,
+            sinks=load(attn + "sinks") if config.has_sinks else None,
             o=linear([attn + "o_proj"], lambda model: model.layers[index].o, has_bias=config.o_bias),
             mlp=self._mlp(index),
         )
@@ -67,9 +68,14 @@ class _Builder:
         if base is not None and base.keeps([name for each in matrices for name in each]):
             packed = _mlp_of(base.model, index, ExpertsMlp).experts
         else:
-            packed = self._source.experts(matrices, Routing(experts.per_token, experts.renormalises))
+            routing = Routing(experts.per_token, experts.renormalises)
+            packed = self._source.experts(
+                matrices, routing, has_bias=experts.has_bias, activation=experts.activation
+            )
         of_base = None if base is None or not base.keeps([router]) else _mlp_of(base.model, index, ExpertsMlp).router
-        return ExpertsMlp(of_base or self._source.linear([router], stays_plain=True), packed)
+        return ExpertsMlp(
+            of_base or self._source.linear([router], has_bias=experts.has_bias, stays_plain=True), packed
+        )
 
     def embedding(self) -> Linear:
         return self._linear(["model.embed_tokens"], lambda model: model.embedding)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sanitized
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize as gguf_quantise
 from linear_setting import BITS_OF_ACTIVATIONS, values_of, weight
 from program_steps import step_of
 
@@ -15,7 +17,7 @@ from headwater.devices.cpu.kernel_library import KernelLibrary, usable_kernels
 from headwater.devices.cpu.plain.experts import route
 from headwater.devices.cpu.plain.linear import quantized, silu
 from headwater.devices.cpu.program import Program
-from headwater.devices.device import Experts, Routing
+from headwater.devices.device import Activation, Experts, Routing
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.quantise import quantise
 
@@ -49,9 +51,28 @@ def experts_of(format: str, *, hidden: int = HIDDEN, inner: int = INNER, num: in
     ]  # type: ignore[misc]
 
 
-def pack(device: CpuDevice, experts: list[Expert], *, per_token: int = PER_TOKEN, renormalises: bool = True) -> Experts:
+def pack(
+    device: CpuDevice,
+    experts: list[Expert],
+    *,
+    per_token: int = PER_TOKEN,
+    renormalises: bool = True,
+    biases: list[Expert] | None = None,
+    activation: Activation = "silu",
+) -> Experts:
     routing = Routing(per_token, renormalises)
-    return device.pack_experts(iter(experts), num_experts=len(experts), routing=routing)
+    return device.pack_experts(
+        iter(experts), num_experts=len(experts), routing=routing, biases=biases, activation=activation
+    )
+
+
+def biases_of(format: str = "float32", *, hidden: int = HIDDEN, inner: int = INNER) -> list[Expert]:
+    random = np.random.default_rng(12)
+
+    def one(size: int) -> HostTensor:
+        return HostTensor.of(random.normal(size=size).astype(np.float32)).astype(format)
+
+    return [(one(inner), one(inner), one(hidden)) for _ in range(NUM_EXPERTS)]
 
 
 def run(device: CpuDevice, layer: Experts, x: Floats, logits: Floats, *, residual: Floats | None = None) -> Floats:
@@ -73,10 +94,19 @@ def run(device: CpuDevice, layer: Experts, x: Floats, logits: Floats, *, residua
     return program.view(y, step).copy()
 
 
-def defined(x: Floats, logits: Floats, experts: list[Expert], *, per_token: int, renormalises: bool) -> Floats:
-    """Token by token, in float64."""
+def defined(
+    x: Floats,
+    logits: Floats,
+    experts: list[Expert],
+    *,
+    per_token: int,
+    renormalises: bool,
+    biases: list[Expert] | None = None,
+) -> Floats:
+    """Token by token, in float64; with biases, those of gpt-oss."""
     y = np.zeros((len(x), x.shape[1]))
     values = [[values_of(each).astype(np.float64) for each in expert] for expert in experts]
+    added = None if biases is None else [[values_of(each).astype(np.float64) for each in expert] for expert in biases]
     for token, row in enumerate(logits.astype(np.float64)):
         order = sorted(range(len(row)), key=lambda e: (-row[e], e))[:per_token]
         shares = np.exp(row - row.max())
@@ -84,6 +114,12 @@ def defined(x: Floats, logits: Floats, experts: list[Expert], *, per_token: int,
         for expert in order:
             gate, up, down = values[expert]
             left = gate @ x[token]
+            if added is not None:
+                right = up @ x[token]
+                left, right = np.minimum(left + added[expert][0], 7), (right + added[expert][1]).clip(-7, 7)
+                inner = left / (1 + np.exp(-1.702 * left)) * (right + 1)
+                y[token] += shares[expert] * (down @ inner + added[expert][2])
+                continue
             y[token] += shares[expert] * (down @ (left / (1 + np.exp(-left)) * (up @ x[token])))
     return y
 
@@ -106,6 +142,23 @@ def test_a_token_goes_through_its_experts(device: CpuDevice, format: str, rows: 
     residual = inputs(rows, seed=8)[0]
     found = run(device, layer, x, logits, residual=residual)
     np.testing.assert_allclose(found, residual + expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 70])
+def test_experts_with_biases_and_the_clamped_activation(device: CpuDevice, format: str, rows: int) -> None:
+    """Numbers reach both limits; a lost or another expert's bias, or a lost clamp, is far off."""
+    experts, biases = experts_of(format), biases_of(format)
+    layer = pack(device, experts, biases=biases, activation="clamped_swiglu")
+    x, logits = inputs(rows)
+    x *= 12
+    gate, up = values_of(experts[0][0]) @ x[0], values_of(experts[0][1]) @ x[0]
+    assert rows == 1 or (gate.max() > 8 and up.max() > 8 and up.min() < -8)
+    expected = defined(x, logits, experts, per_token=PER_TOKEN, renormalises=True, biases=biases)
+    np.testing.assert_allclose(run(device, layer, x, logits), expected, atol=2e-5 * np.abs(expected).max())
+    for number, given in enumerate(biases):
+        for which in range(3):
+            assert np.array_equal(layer.bias(number, which).data, given[which].data)
 
 
 def test_equal_logits_go_to_the_lower_numbers(device: CpuDevice) -> None:
@@ -158,7 +211,7 @@ def test_a_row_that_is_not_finite_harms_no_other(device: CpuDevice) -> None:
     np.testing.assert_allclose(found[kept], expected[kept], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("format", ["float32", "bfloat16", "Q8_0", "Q4_0", "Q4_K"])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "Q8_0", "Q4_0", "Q4_K", "MXFP4"])
 def test_a_rows_bits_depend_on_no_other_row(library: KernelLibrary, format: str) -> None:
     """Else a chunk, a batch or a hit of the cache would change the text."""
     device = device_of(library)
@@ -182,12 +235,12 @@ def test_experts_of_prompts_are_multiplied_in_registers(emulated: KernelLibrary,
     np.testing.assert_allclose(found, expected, atol=bound * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("form", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("form", ["Q8_0", "Q4_0", "MXFP4"])
 def test_quantised_experts_are_those_of_the_dequantised_weights(library: KernelLibrary, form: str) -> None:
     """With activations rounded as for every product of this format, and nothing else."""
     device = device_of(library)
     plain = experts_of("float32", inner=96)
-    quantised: list[Expert] = [tuple(quantise(each, form) for each in expert) for expert in plain]  # type: ignore[misc]
+    quantised: list[Expert] = [tuple(_in_blocks(each, form) for each in expert) for expert in plain]  # type: ignore[misc]
     x, logits = inputs(33)
     found = run(device, pack(device, quantised), x, logits)
     rounded, chosen = quantized(x, BITS_OF_ACTIVATIONS[form]), route(logits, PER_TOKEN, renormalises=True)
@@ -197,11 +250,17 @@ def test_quantised_experts_are_those_of_the_dequantised_weights(library: KernelL
             gate, up, down = (values_of(each) for each in quantised[expert])
             inner = silu(rounded[token, None] @ gate.T) * (rounded[token, None] @ up.T)
             expected[token] += share * (quantized(inner, BITS_OF_ACTIVATIONS[form]) @ down.T)[0]
-    bound = {"Q8_0": 1e-4, "Q4_0": 2e-2}[form]  # a sum that is rounded to the next integer moves one activation
+    bound = 1e-4 if form == "Q8_0" else 2e-2  # a sum that is rounded to the next integer moves one activation
     np.testing.assert_allclose(found, expected, atol=bound * np.abs(expected).max())
     exact = defined(x, logits, plain, per_token=PER_TOKEN, renormalises=True)
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-    assert error < {"Q8_0": 0.02, "Q4_0": 0.2}[form]
+    assert error < {"Q8_0": 0.02, "Q4_0": 0.2, "MXFP4": 0.3}[form]
+
+
+def _in_blocks(values: HostTensor, form: str) -> HostTensor:
+    if form != "MXFP4":
+        return quantise(values, form)
+    return HostTensor(form, values.shape, gguf_quantise(values.data, GGMLQuantizationType.MXFP4))
 
 
 @pytest.mark.parametrize("format", ["float32", "bfloat16"])

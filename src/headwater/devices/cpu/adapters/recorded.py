@@ -9,7 +9,7 @@ import numpy as np
 from headwater.devices.cpu.adapters.memory import CpuAdapters
 from headwater.devices.cpu.kernel_library import TOKENS
 from headwater.devices.cpu.packed_weights import BLOCK_COLS
-from headwater.devices.cpu.plain.linear import Floats, activate
+from headwater.devices.cpu.plain.linear import Floats, gated
 from headwater.devices.cpu.program import Array, Program, StepArrays
 from headwater.devices.device import ACTIVATIONS, Activation
 
@@ -138,6 +138,6 @@ def _add(
 
 def _multiply_halves(step: StepArrays, *, halves: Floats, y: Floats, activation: Activation) -> None:
     if len(step.adapter_tiles):
-        y[:] = activate(halves[:, : y.shape[1]], activation) * halves[:, y.shape[1] :]
+        y[:] = gated(halves[:, : y.shape[1]], halves[:, y.shape[1] :], activation)
 
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from headwater.devices.cpu.packed_weights import (
     part_of_stack,
     register_bytes,
     unpack,
+    with_biases,
 )
 from headwater.devices.cpu.program import Array
-from headwater.devices.device import Routing
+from headwater.devices.device import ACTIVATIONS, Activation, ExpertBiases, Routing
 from headwater.devices.host_tensor import HostTensor
 
 _TILE_NUMBERS = 3  # of `ExpertTile`
@@ -41,13 +42,20 @@ class PackedExperts:
     """Experts whose matrices lie in two stacks: gate and up of all experts, and down of all experts."""
 
     def __init__(
-        self, library: KernelLibrary, packed: Sequence[PackedWeights], *, rows: Sequence[RowsForm], routing: Routing
+        self,
+        library: KernelLibrary,
+        packed: Sequence[PackedWeights],
+        *,
+        rows: Sequence[RowsForm],
+        routing: Routing,
+        activation: Activation = "silu",
     ) -> None:
-        """`packed`: the two stacks. `rows`: gate, up and down of an expert before packing."""
+        """`packed`: the two stacks. `rows`: gate, up and down of an expert before packing, and the biases of all."""
         self._library = library
         self.packed = packed
         self.rows = rows
         self.routing = routing
+        self.activation: Activation = activation
         self.num_experts = len(packed[1].blocks) // len(part_of_stack(packed[1], 0).blocks)
 
     @classmethod
@@ -59,6 +67,8 @@ class PackedExperts:
         num_experts: int,
         routing: Routing,
         num_threads: int,
+        biases: ExpertBiases | None = None,
+        activation: Activation = "silu",
     ) -> "PackedExperts":
         """Pack experts as they come: a few of them are in memory beside the layer."""
         stacks: list[PackedWeights] = []
@@ -79,7 +89,11 @@ class PackedExperts:
                     packing.popleft().result()
             for left in packing:
                 left.result()
-        return cls(library, stacks, rows=rows, routing=routing)
+        if biases is not None:
+            rows = [replace(form, bias=_stacked(biases, which)) for which, form in enumerate(rows)]
+            floats = [form.bias.to_float32() for form in rows if form.bias is not None]
+            stacks = [with_biases(stacks[0], floats[:2]), with_biases(stacks[1], floats[2:])]
+        return cls(library, stacks, rows=rows, routing=routing, activation=activation)
 
     def __call__(self, x: Array, logits: Array) -> Array:
         y = x.program.array(TOKENS, x.width)
@@ -93,6 +107,12 @@ class PackedExperts:
         stack, index = (self.packed[0], which) if which < 2 else (self.packed[1], 0)
         matrix = unpack(self._library, part_of_stack(stack, expert))[index]
         return in_format(HostTensor.of(matrix), self.rows[which].format)
+
+    def bias(self, expert: int, which: int) -> HostTensor:
+        all_of_them = self.rows[which].bias
+        assert all_of_them is not None
+        row = all_of_them.rows(expert, expert + 1)
+        return HostTensor(row.format, row.shape[1:], row.data[0])
 
     def _record(self, x: Array, logits: Array, y: Array, mode: Mode) -> None:
         assert x.rows == TOKENS
@@ -147,8 +167,17 @@ class PackedExperts:
             mode=mode,
             rows=TOKENS,
             num_tiles=places.num_tiles.ctypes.data,
+            activation=ACTIVATIONS.index(self.activation),
+            bias=None if packed.bias is None else packed.bias.ctypes.data,
             expert_bytes=packed.nbytes // self.num_experts,
+            expert_biases=0 if packed.bias is None else packed.bias.size // self.num_experts,
             per_token=per_token,
         )
         x.program.append("experts", job, {"x": x, "y": y, "tiles": places.tiles}, keeps=(packed, places.num_tiles))
         return y
+
+
+def _stacked(biases: ExpertBiases, which: int) -> HostTensor:
+    """The biases of one matrix of all experts, [experts, outputs]."""
+    parts = [each[which] for each in biases]
+    return HostTensor(parts[0].format, (len(parts), *parts[0].shape), np.stack([part.data for part in parts]))

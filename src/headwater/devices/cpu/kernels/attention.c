@@ -258,7 +258,9 @@ static void finish_row(const Work *work, int row) {
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim, token = work->first_token + row / work->per_kv;
     const int64_t head = work->head * work->per_kv + row % work->per_kv;
-    const vf scale = vf_splat(1.0f / scratch.total[row]);
+    const vf total = vf_splat(scratch.total[row]);
+    const vf scale = job->sinks ? end_scale(vf_splat(scratch.largest[row]), total, vf_splat(job->sinks[head] * LOG2_E))
+                                : vf_splat(1.0f) / total;
     float *out = job->out + (token * job->num_heads + head) * dim;
     for (int64_t d = 0; d < dim; d += WIDTH) {
         const int64_t n = dim - d < WIDTH ? dim - d : WIDTH;
@@ -269,7 +271,7 @@ static void finish_row(const Work *work, int row) {
 static void stack_queries(const Work *work) {
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim;
-    const vf scale = vf_splat(job->scale * 1.44269504f);  // softmax in powers of two
+    const vf scale = vf_splat(job->scale * LOG2_E);
     for (int row = 0; row < work->stacked; row++) {
         const int64_t query = row / work->per_kv;
         const float *heads = job->qkv + token_of(work, query) * qkv_stride(job);

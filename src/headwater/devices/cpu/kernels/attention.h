@@ -19,6 +19,7 @@ typedef struct {
     int64_t norms_whole;                 // the norms are of all heads together: [num_heads head_dim] and so on
     const int32_t *pair_order;           // [head_dim] dims in the order of rotary pairs; NULL: as they are
     int64_t window;                      // keys that a query sees, its own included; 0: all before it
+    const float *sinks;                  // [num_heads] a score more in each softmax, of no value; NULL: none
     const float *cos, *sin;              // [T][head_dim / 2]
     float *out;                          // [T][num_heads head_dim]
     // rows that are split: a slot for each query and block of keys, at most MAX_PARTIALS (attention_kernels.py)

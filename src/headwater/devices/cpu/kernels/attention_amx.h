@@ -268,10 +268,16 @@ static void finish_tile(const Work *work, int tile) {
     const AttentionJob *job = work->job;
     const Sums *sums = &tile_scratch.all[tile];
     const int64_t dim = job->head_dim;
+    float sinks[TILE] = {0};
+    for (int i = 0; i < TILE && job->sinks; i++) {
+        sinks[i] = job->sinks[work->head * work->per_kv + (tile * TILE + i) % work->per_kv] * LOG2_E;
+    }
     for (int dim_tile = 0; dim_tile * TILE < dim; dim_tile++) {
         Floats scaled, rows;
         for (int lane = 0; lane < TILE; lane += WIDTH) {
-            const vf scale = vf_splat(1.0f) / vf_load(sums->total + lane);
+            const vf total = vf_load(sums->total + lane);
+            const vf scale = job->sinks ? end_scale(vf_load(sums->largest + lane), total, vf_load(sinks + lane))
+                                        : vf_splat(1.0f) / total;
             for (int d = 0; d < TILE; d++) vf_store(scaled[d] + lane, vf_load(sums->dims[dim_tile][d] + lane) * scale);
         }
         transpose_tile(scaled, rows);

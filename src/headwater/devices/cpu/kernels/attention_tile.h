@@ -14,6 +14,7 @@
 #define TILE_ROWS 12  // in 32 registers
 #endif
 #define PANEL (2 * WIDTH)
+#define LOG2_E 1.44269504f  // scores are exponents of 2
 
 // out[rows][PANEL * panels] (+)= a[rows][depth] * b. `rows`, `panels` and `is_first` are constants where this is inlined.
 INLINE void tile_of(const int rows, const int panels, const float *a, int64_t a_stride, const float *b,
@@ -101,6 +102,15 @@ INLINE vf vf_exp2(vf x) {
     return p * (vf)(vi)((vu)(whole + vi_splat(127)) << 23);
 }
 #endif
+
+// What weighted sums are multiplied by in the end, given their largest score and total weight. A sink is one score more,
+// without a value. Scores are powers of two; NaN stays NaN.
+INLINE vf end_scale(vf largest, vf total, vf sink) {
+    const vi is_above = (vi)(sink > largest);
+    const vf most = (vf)(((vi)sink & is_above) | ((vi)largest & ~is_above));
+    const vf keep = vf_exp2(largest - most);
+    return keep / vf_fma(total, keep, vf_exp2(sink - most));
+}
 
 INLINE float largest_score(const float *scores, int64_t num) {
     const int64_t whole = num / WIDTH * WIDTH;

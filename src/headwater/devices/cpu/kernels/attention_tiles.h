@@ -74,7 +74,7 @@ static void transpose_tile(const void *from, void *to) {
 static void stack_tiles(const Work *work, Tiles *tiles) {
     const AttentionJob *job = work->job;
     const int64_t dim = job->head_dim;
-    const vf scale = vf_splat(job->scale * 1.44269504f);  // softmax in powers of two
+    const vf scale = vf_splat(job->scale * LOG2_E);
     for (int row = 0; row < num_query_tiles(work) * TILE; row++) {
         const int64_t query = (row < work->stacked ? row : work->stacked - 1) / work->per_kv;
         const int64_t seen = work->num_rows > 1 ? ALL_KEYS : work->first_position + query + 1;

@@ -56,10 +56,19 @@ def prepare_qkv(
     pages.write(VALUE, heads[:, -pages.num_kv_heads :], page_ids, offsets)
 
 
-def attend(qkv: Floats, rows: StepRows, pages: LayerPages, *, scale: float, window: int | None = None) -> Floats:
+def attend(
+    qkv: Floats,
+    rows: StepRows,
+    pages: LayerPages,
+    *,
+    scale: float,
+    window: int | None = None,
+    sinks: Floats | None = None,
+) -> Floats:
     """Attention of prepared queries over the pages: [T, (H + 2G) D] -> [T, H D].
 
-    `window`: how many keys a query sees, its own included; None: all before it.
+    `window`: how many keys a query sees, its own included; None: all before it. `sinks` [H]: a score more in each
+    softmax, without a value (arXiv 2309.17453, as gpt-oss learns it).
     """
     num_kv_heads, head_dim = pages.num_kv_heads, pages.head_dim
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
@@ -72,7 +81,14 @@ def attend(qkv: Floats, rows: StepRows, pages: LayerPages, *, scale: float, wind
         distance = rows.positions[tokens, None] - np.arange(context)  # [queries, keys]
         is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
         scores[:, is_hidden[:, None].repeat(q.shape[2], axis=1)] = -np.inf
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        largest = scores.max(axis=-1, keepdims=True)
+        if sinks is not None:
+            sink = sinks.reshape(num_kv_heads, 1, -1, 1)
+            largest = np.maximum(largest, sink)
+        weights = np.exp(scores - largest)
         sums = np.einsum("gthk,gkd->tghd", weights, values)
-        out[tokens] = sums / weights.sum(axis=-1).transpose(1, 0, 2)[..., None]
+        total = weights.sum(axis=-1)
+        if sinks is not None:
+            total += np.exp(sink - largest)[..., 0]
+        out[tokens] = sums / total.transpose(1, 0, 2)[..., None]
     return out.reshape(len(qkv), -1)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from headwater.devices.cpu.plain.linear import Floats, silu
+from headwater.devices.cpu.plain.linear import Floats, gated, linear
+from headwater.devices.device import Activation
 
 Ints = npt.NDArray[np.int32]
 
@@ -30,16 +31,23 @@ def route(logits: Floats, per_token: int, *, renormalises: bool) -> tuple[Ints, 
 
 
 def experts(
-    x: Floats, chosen: Ints, weights: Floats, *, matrix: Callable[[int, int], Floats], num_experts: int
+    x: Floats,
+    chosen: Ints,
+    weights: Floats,
+    *,
+    matrix: Callable[[int, int], Floats],
+    num_experts: int,
+    bias: Callable[[int, int], Floats] | None = None,
+    activation: Activation = "silu",
 ) -> Floats:
-    """The weighted sum of each token's experts. [T, in] -> [T, in]; `matrix`: device.Experts'."""
+    """The weighted sum of each token's experts. [T, in] -> [T, in]; `matrix` and `bias`: device.Experts'."""
     results = np.empty((*chosen.shape, x.shape[1]), dtype=np.float32)
     for expert in range(num_experts):
         tokens, ranks = np.nonzero(chosen == expert)
         if len(tokens):
-            gate, up, down = (matrix(expert, which) for which in range(3))
+            gate, up, down = ((matrix(expert, which), bias and bias(expert, which)) for which in range(3))
             rows = x[tokens]
-            results[tokens, ranks] = (silu(rows @ gate.T) * (rows @ up.T)) @ down.T
+            results[tokens, ranks] = linear(gated(linear(rows, *gate), linear(rows, *up), activation), *down)
     y = np.zeros_like(x)
     for rank in range(chosen.shape[1]):
         y += weights[:, rank, None] * results[:, rank]

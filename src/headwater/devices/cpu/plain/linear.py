@@ -6,7 +6,7 @@ Shape letters: T rows, I inputs, O outputs. Everything is float32; weights are [
 import numpy as np
 import numpy.typing as npt
 
-from headwater.devices.device import Activation
+from headwater.devices.device import SWIGLU_LIMIT, SWIGLU_SLOPE, Activation
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,8 +36,14 @@ def gelu_tanh(x: Floats) -> Floats:
     return (0.5 * x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))).astype(x.dtype)
 
 
-def activate(x: Floats, activation: Activation) -> Floats:
-    return silu(x) if activation == "silu" else gelu_tanh(x)
+def gated(gate: Floats, up: Floats, activation: Activation) -> Floats:
+    """activation(gate) * up, or what device.py says of "clamped_swiglu"."""
+    if activation == "clamped_swiglu":
+        gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
+        up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
+        with np.errstate(over="ignore"):
+            return gate / (1 + np.exp(-np.float32(SWIGLU_SLOPE) * gate)) * (up + 1)
+    return (silu(gate) if activation == "silu" else gelu_tanh(gate)) * up
 
 
 def embed(token_ids: npt.NDArray[np.integer], weight: Floats) -> Floats:

@@ -295,8 +295,8 @@ static void halves_chunk(const void *opaque, const Step *step, int64_t chunk) {
         for (int64_t col = 0; col < job->size; col += WIDTH) {
             const float *at = halves + col / BLOCK_COLS * 2 * BLOCK_COLS + col % BLOCK_COLS;
             const int64_t n = job->size - col < WIDTH ? job->size - col : WIDTH;
-            const vf gate = vf_activation(job->activation, vf_load(at));
-            vf_store_n(job->y + row * job->size + col, gate * vf_load(at + BLOCK_COLS), n);
+            const vf y = vf_gated(job->activation, vf_load(at), vf_load(at + BLOCK_COLS));
+            vf_store_n(job->y + row * job->size + col, y, n);
         }
     }
 }

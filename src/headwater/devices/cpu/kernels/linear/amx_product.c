@@ -23,11 +23,12 @@ static void fill_Q8_0(const char *super, const char *group, char *tile) { (void)
     static void fill_##format(const char *super, const char *group, char *tile) {        \
         fill_from_quads(format, super, group, tile);                                     \
     }
-FILL(Q4_0) FILL(Q4_1) FILL(Q4_K) FILL(Q5_K) FILL(Q6_K)
+FILL(Q4_0) FILL(Q4_1) FILL(Q4_K) FILL(Q5_K) FILL(Q6_K) FILL(MXFP4)
 
 static const Fill FILLS[] = {
     [Q8_0] = fill_Q8_0, [Q4_0] = fill_Q4_0, [Q4_1] = fill_Q4_1,
     [Q4_K] = fill_Q4_K, [Q5_K] = fill_Q5_K, [Q6_K] = fill_Q6_K,
+    [MXFP4] = fill_MXFP4,
 };
 
 typedef struct {

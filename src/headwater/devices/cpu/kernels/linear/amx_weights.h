@@ -75,8 +75,8 @@ INLINE void fill_from_bytes(const char *group, char *tile) {
 }
 
 INLINE vf min_of(const int format, const char *super, const char *group, const vf scale, const int part) {
-    const float zero = format == Q4_0 ? -8.0f : -32.0f;
-    return format == Q4_0 || format == Q6_K ? scale * vf_splat(zero) : load_min(format, super, group, part);
+    const float zero = format == Q4_0 ? -8.0f : format == MXFP4 ? -(float)FP4_ZERO : -32.0f;
+    return format == Q4_0 || format == Q6_K || format == MXFP4 ? scale * vf_splat(zero) : load_min(format, super, group, part);
 }
 
 INLINE void fill_from_quads(const int format, const char *super, const char *group, char *tile) {

@@ -1,5 +1,5 @@
-// Products of a few rows of int8 activations with one or two blocks of codes of 4, 5 or 6 bits (Q4_0 to Q6_K): exact
-// sums over a group of 32 (Q6_K: 16), then float32.
+// Products of a few rows of int8 activations with one or two blocks of codes of 4, 5 or 6 bits (Q4_0 to Q6_K, MXFP4):
+// exact sums over a group of 32 (Q6_K: 16), then float32.
 
 #pragma once
 
@@ -24,9 +24,9 @@ typedef struct {
 
 // Vectors of codes whose products dots_sum may widen together: 16 bits must hold the sum (simd.h).
 INLINE int vectors_in_a_run(const int format) {
-    const int largest = format == Q6_K ? 63 : format == Q5_K ? 31 : 15;
-    const int most = format == Q6_K ? 4 : 8;  // vectors that share a scale
-    return DOT4_MAX_SUM / (2 * largest) < most ? DOT4_MAX_SUM / (2 * largest) : most;
+    const int largest = format == Q6_K ? 63 : format == Q5_K ? 31 : format == MXFP4 ? 2 * FP4_ZERO : 15;
+    const int most = format == Q6_K ? 4 : 8;  // vectors that share a scale, of which a run is a part
+    return DOT4_MAX_SUM / (2 * largest) < most ? (format == MXFP4 ? 4 : DOT4_MAX_SUM / (2 * largest)) : most;
 }
 
 // The codes of quad q = 2j + (is_high) of a group: uint8 in each byte.
@@ -44,6 +44,7 @@ INLINE vi load_codes(const int format, const char *group, const int quad, const 
         const vi bits = plane & vi_splat((int32_t)(0x03030303u << at));
         return low | (at < 4 ? bits << (4 - at) : (vi)((vu)bits >> (at - 4)));
     }
+    if (format == MXFP4) return vi_look_up(FP4_NUMBERS, low);
     return low;
 }
 
@@ -81,6 +82,7 @@ INLINE void add_quads(
 INLINE vf load_scale(const int format, const char *super, const char *group, const int half, const int part) {
     const char *end = group + group_bytes(format) - 2 * BLOCK_COLS;
     if (format == Q4_0) return vf_load_f16((const f16 *)end + part * WIDTH);
+    if (format == MXFP4) return half_power(vi_load_u8((const uint8_t *)group + CODE_BYTES + part * WIDTH));
     if (format == Q4_1) return vf_load_f16((const f16 *)(end - 2 * BLOCK_COLS) + part * WIDTH);
     const vf common = vf_load_f16((const f16 *)super + part * WIDTH);
     if (format == Q6_K) return common * vf_from_int(vi_load_s8((const int8_t *)end + half * BLOCK_COLS + part * WIDTH));
@@ -113,11 +115,13 @@ INLINE void add_scaled(
     }
 }
 
-// Add the zero point: codes are 0 to 15 for -8 to 7, and 0 to 63 for -32 to 31.
+// Add the zero point: codes are 0 to 15 for -8 to 7, 0 to 63 for -32 to 31, and MXFP4's 0 to 24 for -12 to 12.
 INLINE void add_zero_point(
     const int format, const int rows, const int vectors, const int half, const Group8 *x, int64_t x_stride,
     Dots *dots) {
-    const int32_t zeros = format == Q4_0 ? (int32_t)0xfff8fff8 : half ? (int32_t)0xffe00000 : (int32_t)0x0000ffe0;
+    const int32_t of_halves = half ? (int32_t)0xffe00000 : (int32_t)0x0000ffe0;
+    const int32_t of_both = format == MXFP4 ? (int32_t)0xfff4fff4 : (int32_t)0xfff8fff8;
+    const int32_t zeros = format == Q6_K ? of_halves : of_both;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
         const vi zero_point = dot2(vi_splat(0), vi_splat_bytes(x[r * x_stride].sums), vi_splat(zeros));
@@ -151,7 +155,7 @@ INLINE void add_group(
 #endif
             add_quads(format, rows, vectors, begin, begin + run, x, x_stride, group, &dots);
         }
-        if (format == Q4_0 || format == Q6_K) add_zero_point(format, rows, vectors, half, x, x_stride, &dots);
+        if (format == Q4_0 || format == Q6_K || format == MXFP4) add_zero_point(format, rows, vectors, half, x, x_stride, &dots);
         add_scaled(format, rows, vectors, half, x, x_stride, super, group, &dots, sums);
     }
 }

@@ -85,6 +85,7 @@ FORMAT(Q4_1, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q4_K, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q5_K, CODE_ROWS, CODE_ROWS_OF_TWO)
 FORMAT(Q6_K, CODE_ROWS, CODE_ROWS_OF_TWO)
+FORMAT(MXFP4, CODE_ROWS, CODE_ROWS_OF_TWO)
 
 typedef struct {
     void (*one_block)(const Tile *, int64_t rows), (*two_blocks)(const Tile *, int64_t rows);
@@ -96,6 +97,7 @@ static const Tiles TILES_OF[] = {
     ENTRY(F32, FLOAT_ROWS_OF_TWO), ENTRY(F16, FLOAT_ROWS_OF_TWO),
     ENTRY(BF16, FLOAT_ROWS_OF_TWO), ENTRY(Q8_0, INT8_ROWS_OF_TWO), ENTRY(Q4_0, CODE_ROWS_OF_TWO), ENTRY(Q4_1, CODE_ROWS_OF_TWO),
     ENTRY(Q4_K, CODE_ROWS_OF_TWO), ENTRY(Q5_K, CODE_ROWS_OF_TWO), ENTRY(Q6_K, CODE_ROWS_OF_TWO),
+    ENTRY(MXFP4, CODE_ROWS_OF_TWO),
 };
 
 INLINE int64_t bytes_ahead(int64_t pair_bytes) { return pair_bytes < SHORT_PAIR_BYTES ? pair_bytes : PREFETCH_BYTES; }
@@ -139,7 +141,7 @@ INLINE void finish_gated_row(
     for (int64_t at = 0; at < cols; at += WIDTH) {
         vf g = vf_load(gate + at), u = vf_load(up + at);
         if (bias) g += vf_load(bias + at), u += vf_load(bias + BLOCK_COLS + at);
-        vf_store_n(y + at, vf_activation(job->activation, g) * u, cols - at < WIDTH ? cols - at : WIDTH);
+        vf_store_n(y + at, vf_gated(job->activation, g, u), cols - at < WIDTH ? cols - at : WIDTH);
     }
 }
 

@@ -3,7 +3,8 @@
 
 #include "packed.h"
 
-enum { Q8_0_BYTES = 34, Q4_0_BYTES = 18, Q4_1_BYTES = 20, Q4_K_BYTES = 144, Q5_K_BYTES = 176, Q6_K_BYTES = 210 };
+enum { Q8_0_BYTES = 34, Q4_0_BYTES = 18, Q4_1_BYTES = 20, Q4_K_BYTES = 144, Q5_K_BYTES = 176, Q6_K_BYTES = 210,
+       MXFP4_BYTES = 17 };
 
 // Codes of 32 inputs of a column into a group.
 INLINE void store_column(const int format, const uint8_t codes[GROUP], int64_t col, uint8_t *group) {
@@ -52,6 +53,13 @@ INLINE void pack_q4(const int format, const uint8_t *row, int64_t in_features, i
         store_nibbles(row + head, col, block);
         copy_16(block + CODE_BYTES, col, row);
         if (format == Q4_1) copy_16(block + CODE_BYTES + 2 * BLOCK_COLS, col, row + 2);
+    }
+}
+
+static void pack_mxfp4(const uint8_t *row, int64_t in_features, int64_t col, uint8_t *block) {
+    for (int64_t g = 0; g < in_features / GROUP; g++, row += MXFP4_BYTES, block += group_bytes(MXFP4)) {
+        store_nibbles(row + 1, col, block);
+        block[CODE_BYTES + col] = row[0];
     }
 }
 
@@ -132,6 +140,7 @@ void hw_pack(
             if (format == Q4_K) pack_q45_k(Q4_K, row, in_features, col, packed);
             if (format == Q5_K) pack_q45_k(Q5_K, row, in_features, col, packed);
             if (format == Q6_K) pack_q6_k(row, in_features, col, packed);
+            if (format == MXFP4) pack_mxfp4(row, in_features, col, packed);
         }
     }
 }

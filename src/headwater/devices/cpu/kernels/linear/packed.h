@@ -11,6 +11,7 @@
 //   Q4_K, Q5_K        [in / 256] { float16 scale[16], float16 min[16],
 //                                  [8] { codes, Q5_K: high bits, uint8 scale[16], uint8 min[16] } }
 //   Q6_K              [in / 256] { float16 scale[16], [8] { codes, high bits, int8 scale[2][16] } }
+//   MXFP4             [in / 32] { codes, uint8 exponent[16] }; a code is one of 16 numbers of 4 bits (E2M1)
 //
 // `codes` of a group are 4 vectors of [16][4] bytes. The low nibbles of vector j are inputs 8j to 8j + 3, the high
 // nibbles 8j + 4 to 8j + 7. Four inputs of all outputs are a quad: 2j and 2j + 1 here. High bits: byte i of Q5_K's
@@ -32,7 +33,7 @@
 
 enum { BLOCK_COLS = 16, GROUP = 32, SUPER_GROUP = 256, VECTORS = BLOCK_COLS / WIDTH };
 
-enum Format { F32 = 0, BF16 = 1, F16 = 2, Q8_0 = 3, Q4_0 = 4, Q4_1 = 5, Q4_K = 6, Q5_K = 7, Q6_K = 8 };
+enum Format { F32 = 0, BF16 = 1, F16 = 2, Q8_0 = 3, Q4_0 = 4, Q4_1 = 5, Q4_K = 6, Q5_K = 7, Q6_K = 8, MXFP4 = 9 };
 
 enum { CODE_BYTES = GROUP * BLOCK_COLS / 2 };
 
@@ -49,7 +50,7 @@ typedef struct {
     int16_t sums[2];
 } Group8;
 
-INLINE int is_k_quant(const int format) { return format >= Q4_K; }
+INLINE int is_k_quant(const int format) { return format >= Q4_K && format <= Q6_K; }
 
 // Bytes of one group of 32 inputs, without what a super group shares.
 INLINE int64_t group_bytes(const int format) {
@@ -61,6 +62,7 @@ INLINE int64_t group_bytes(const int format) {
         case Q4_1: return CODE_BYTES + 4 * BLOCK_COLS;
         case Q4_K: return CODE_BYTES + 2 * BLOCK_COLS;
         case Q5_K: return CODE_BYTES + 64 + 2 * BLOCK_COLS;
+        case MXFP4: return CODE_BYTES + BLOCK_COLS;
         default: return CODE_BYTES + 128 + 2 * BLOCK_COLS;
     }
 }
@@ -72,6 +74,16 @@ INLINE int64_t block_bytes(const int format, int64_t in_features) {
     if (format <= F16) return in_features * BLOCK_COLS * (format == F32 ? 4 : 2);
     const int64_t groups = in_features / GROUP * group_bytes(format);
     return is_k_quant(format) ? groups + in_features / SUPER_GROUP * super_bytes(format) : groups;
+}
+
+// Twice the number that each code of MXFP4 stands for, plus FP4_ZERO: so that it is no sign, and small.
+enum { FP4_ZERO = 12 };
+static const uint8_t FP4_NUMBERS[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
+// Half of 2^(exponent - 127), the scale of such numbers.
+INLINE vf half_power(vi exponent) {
+    const vi smallest = (vi)(exponent == vi_splat(0)) & vi_splat(1 << 22);  // 2^-127, no normal number
+    return (vf)(exponent << 23 | smallest) * vf_splat(0.5f);
 }
 
 // Ask for the lines of `bytes` from `from`. Addresses behind the weights do no harm.

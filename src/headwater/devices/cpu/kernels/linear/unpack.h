@@ -38,6 +38,11 @@ INLINE void unpack_group(const int format, const uint8_t *block, int64_t g, int6
     const uint8_t *end = group + bytes - 2 * BLOCK_COLS;
     uint8_t codes[GROUP];
     load_column(format, group, col, codes);
+    if (format == MXFP4) {
+        const float scale = half_power(vi_splat(group[CODE_BYTES + col]))[0];
+        for (int k = 0; k < GROUP; k++) out[k] = scale * (float)(FP4_NUMBERS[codes[k]] - FP4_ZERO);
+        return;
+    }
     if (format == Q4_0 || format == Q6_K) {
         const float common = float_of_f16(((const f16 *)(format == Q4_0 ? end : super))[col]);
         const int zero = format == Q4_0 ? 8 : 32;
@@ -73,7 +78,7 @@ static inline void unpack_row(
     const uint8_t *block = (const uint8_t *)packed + row / BLOCK_COLS * stride;
     switch (format) {
 #define CASE(format) case format: unpack_column(format, block, in_features, row % BLOCK_COLS, out); break;
-        CASE(F32) CASE(BF16) CASE(F16) CASE(Q8_0) CASE(Q4_0) CASE(Q4_1) CASE(Q4_K) CASE(Q5_K) CASE(Q6_K)
+        CASE(F32) CASE(BF16) CASE(F16) CASE(Q8_0) CASE(Q4_0) CASE(Q4_1) CASE(Q4_K) CASE(Q5_K) CASE(Q6_K) CASE(MXFP4)
 #undef CASE
     }
 }

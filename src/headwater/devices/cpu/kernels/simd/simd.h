@@ -7,7 +7,7 @@
 // From the set's header: WIDTH, vf_splat, vf_fma, vf_min, vf_max (both: the second operand if either is NaN), vf_sqrt,
 // vf_load_n, vf_store_n, vf_load_f16, vf_store_f16, vf_sum, vf_max_of, vi_round, vf_from_int, vi_load_u8, vi_load_s8,
 // vi_load_u16, vi_store_16, vi_store_8, vf_transpose, COLUMNS, vf_load_columns, and for integer products: dots,
-// dots_zero, dot4, dots_sum, DOT4_MAX_SUM, vi_load_s8_pairs, dot2.
+// dots_zero, dot4, dots_sum, DOT4_MAX_SUM, vi_load_s8_pairs, dot2, vi_look_up.
 
 #pragma once
 
@@ -117,6 +117,15 @@ INLINE vf vf_gelu_tanh(vf x) {
     return x / (vf_splat(1.0f) + vf_exp(vf_zero() - twice_z));
 }
 
-enum Activation { SILU = 0, GELU_TANH = 1 };  // of gated layers
+// (u + 1) g sigmoid(1.702 g), with g cut from above and u from both sides (SWIGLU_LIMIT and SWIGLU_SLOPE of device.py).
+INLINE vf vf_clamped_swiglu(vf gate, vf up) {
+    const vf limit = vf_splat(7.0f), g = vf_min(limit, gate), u = vf_max(vf_zero() - limit, vf_min(limit, up));
+    return (u + vf_splat(1.0f)) * (g / (vf_splat(1.0f) + vf_exp(g * vf_splat(-1.702f))));
+}
 
-INLINE vf vf_activation(int64_t activation, vf x) { return activation == GELU_TANH ? vf_gelu_tanh(x) : vf_silu(x); }
+enum Activation { SILU = 0, GELU_TANH = 1, CLAMPED_SWIGLU = 2 };  // of gated layers
+
+INLINE vf vf_gated(int64_t activation, vf gate, vf up) {
+    if (activation == CLAMPED_SWIGLU) return vf_clamped_swiglu(gate, up);
+    return (activation == GELU_TANH ? vf_gelu_tanh(gate) : vf_silu(gate)) * up;
+}

@@ -83,6 +83,12 @@ INLINE vi dots_sum(dots sum) { return (vi)_mm256_madd_epi16((__m256i)sum, _mm256
 INLINE vi dot2(vi sum, vi a, vi b) { return sum + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 #endif
 
+// The number of a table for each byte, which is below 16.
+INLINE vi vi_look_up(const uint8_t table[16], vi index) {
+    const __m256i numbers = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return (vi)_mm256_shuffle_epi8(numbers, (__m256i)index);
+}
+
 // Pairs of int8 as pairs of int16: one lane holds two.
 INLINE vi vi_load_s8_pairs(const int8_t *from) {
     return (vi)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from));

@@ -81,6 +81,12 @@ INLINE vi dots_sum(dots sum) { return (vi)_mm512_madd_epi16((__m512i)sum, _mm512
 INLINE vi dot2(vi sum, vi a, vi b) { return sum + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 #endif
 
+// The number of a table for each byte, which is below 16.
+INLINE vi vi_look_up(const uint8_t table[16], vi index) {
+    const __m512i numbers = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
+    return (vi)_mm512_shuffle_epi8(numbers, (__m512i)index);
+}
+
 // Pairs of int8 as pairs of int16: one lane holds two.
 INLINE vi vi_load_s8_pairs(const int8_t *from) {
     return (vi)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from));

@@ -102,6 +102,11 @@ INLINE vi dot2(vi sum, vi a, vi b) {
     return sum + (vi)vpaddq_s32(low, high);
 }
 
+// The number of a table for each byte, which is below 16.
+INLINE vi vi_look_up(const uint8_t table[16], vi index) {
+    return (vi)vqtbl1q_u8(vld1q_u8(table), vreinterpretq_u8_s32((int32x4_t)index));
+}
+
 // Pairs of int8 as pairs of int16: one lane holds two.
 INLINE vi vi_load_s8_pairs(const int8_t *from) { return (vi)vreinterpretq_s32_s16(vmovl_s8(vld1_s8(from))); }
 
