@@ -29,6 +29,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int]] = {
     "http_qwen": ("http_run.py", ("qwen3-0.6b",), (), 120),
     "http_llama": ("http_run.py", ("llama3.1-8b",), (), 120),
     "grammars": ("grammar_run.py", ("llama3.1-8b",), (), 240),
+    "speculation": ("../speculation/gpu_speculation.py", ("llama3.1-8b",), (), 240),
     "coded": ("coded_run.py", (), (), 300),
     "llama_fp8": ("engine_run.py", ("llama3.1-8b",), ("--parts", "B2,B3,B1", "--quantization", "fp8"), 180),
     "llama_int4": ("engine_run.py", ("llama3.1-8b",), ("--parts", "B2,B3,B1", "--quantization", "int4"), 480),

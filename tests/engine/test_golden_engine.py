@@ -68,7 +68,7 @@ def _runner(loaded: LoadedModel, placement: Placement, *, num_pages: int, max_ru
     from headwater.execution.step_graphs import graph_sizes
 
     prompts = ((0, 16), (0, 64), (min(4, max_running), 32))
-    graphs = {"graph_sizes": graph_sizes(max_running), "prompt_graph_sizes": prompts}
+    graphs = {"graph_sizes": graph_sizes(max_running), "prompt_graph_sizes": prompts, "max_drafted": 32}
     return GpuRunner(loaded, placement.device, **sizes, **graphs, arrivals=placement.arrivals)
 
 

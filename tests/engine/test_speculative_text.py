@@ -1,5 +1,5 @@
-"""The whole engine with a real model on a CPU: with speculation, text, log-probabilities and ends are bit for bit those
-without it, however good the drafts are and whatever the cache does meanwhile.
+"""The whole engine with a real model: with speculation, text, log-probabilities and ends are those without it, on a CPU
+bit for bit, however good the drafts are and whatever the cache does meanwhile.
 """
 
 import random
@@ -8,22 +8,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
-if torch.cuda.is_available():
-    pytest.skip("a CPU's runner speculates", allow_module_level=True)
 
+import test_golden_engine  # noqa: E402
 from test_golden_engine import RealEngine, _prompts  # noqa: E402
 
+from headwater.devices.cuda.device import CudaDevice  # noqa: E402
+from headwater.devices.cuda.kernels import decode as triton_decode  # noqa: E402
+from headwater.devices.cuda.products import linear as cuda_linear  # noqa: E402
+from headwater.execution.pending_step import PendingStep  # noqa: E402
+from headwater.launch.cuda_placement import CudaPlacement  # noqa: E402
 from headwater.messages.base import pack_ids  # noqa: E402
 from headwater.messages.control import FlushCache  # noqa: E402
 from headwater.messages.generation import Generate, LogprobParams, RequestOptions, SamplingParams  # noqa: E402
-from headwater.scheduling.speculation.drafters import NO_SPECULATION, SpeculationSettings  # noqa: E402
+from headwater.scheduling.speculation.drafters import GPU_LIMITS, NO_SPECULATION, SpeculationSettings  # noqa: E402
 from headwater.scheduling.speculation.drafting import Source  # noqa: E402
 from tiny_models import VOCAB_SIZE, make_tiny_model  # noqa: E402
 
+on_a_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU bits depend on the rows of a step")
 NUM_OUTPUTS = 30
 SAMPLING = (  # each prompt gets one of these
     {"temperature": 0.0},
@@ -91,6 +97,7 @@ def told(engine: RealEngine) -> dict[str, tuple]:
     return {rid: (engine.tokens[rid], engine.logprobs[rid], engine.ends[rid]) for rid in engine.tokens}
 
 
+@on_a_cpu
 @pytest.mark.parametrize(
     ("num_pages", "num_host_pages", "flushes"),
     [(400, 0, 0), (50, 400, 7)],
@@ -123,6 +130,7 @@ def repeating() -> list[Generate]:
     ]
 
 
+@on_a_cpu
 def test_text_that_repeats_itself_takes_fewer_steps(folder):
     plain, engine = (
         play(RealEngine(folder, num_pages=400, max_running=1, speculation=speculation), repeating())
@@ -133,6 +141,7 @@ def test_text_that_repeats_itself_takes_fewer_steps(folder):
     assert engine.parts.scheduler._num_launched < plain.parts.scheduler._num_launched - 20
 
 
+@on_a_cpu
 def test_what_an_answer_said_is_drafted_for_the_next_one_of_its_namespace(folder):
     """The same question again costs few steps; under another salt, as many as the first time."""
     prompt = _prompts(1, VOCAB_SIZE)[0]
@@ -146,3 +155,45 @@ def test_what_an_answer_said_is_drafted_for_the_next_one_of_its_namespace(folder
         assert engine.tokens[rid] == plain.tokens["a"]
     first, again, elsewhere = num_steps
     assert again <= first // 2 and elsewhere == first
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_a_gpu_that_is_a_step_ahead_writes_the_same_text(tmp_path, monkeypatch):
+    """Steps without drafts are launched before the one before is collected; a draft waits for its tokens.
+
+    Without a GPU the kernels run under Triton's interpreter.
+    """
+    make_tiny_model("qwen3", tmp_path, num_layers=1)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(test_golden_engine, "_placement", lambda: CudaPlacement(CudaDevice(torch.device("cpu"))))
+        monkeypatch.setattr(triton_decode, "split_limits", lambda *_: (2, 64))
+        monkeypatch.setattr(cuda_linear, "suits", lambda *_: False)
+        monkeypatch.setattr(cuda_linear, "suits_gated", lambda *_: False)
+    monkeypatch.setattr(PendingStep, "is_done", lambda self: False)  # in the turn of its launch
+    asked = [
+        request(f"{number}", prompt[:length], **sampling)
+        for number, (prompt, length, sampling) in enumerate(
+            zip(_prompts(3, VOCAB_SIZE), (5, 9, 3), (SAMPLING[0], SAMPLING[1], SAMPLING[7]), strict=True)
+        )
+    ]
+    asked = [structs.replace(it, sampling=structs.replace(it.sampling, max_new_tokens=9)) for it in asked]
+    plain = play(RealEngine(tmp_path, num_pages=60, max_running=3), asked)
+    drafter = KnownText(dict(plain.tokens), random.Random(2))
+    settings = SpeculationSettings(drafter=drafter, num_draft_tokens=3, limits=GPU_LIMITS)
+    engine = RealEngine(tmp_path, num_pages=60, max_running=3, speculation=settings)
+    launched_ahead = []
+    launch = engine.parts.loop._steps.launch
+
+    def watched(plan):
+        is_ahead = engine.parts.loop._steps.uncollected is not None
+        launched_ahead.append(is_ahead)
+        assert not (is_ahead and plan.has_drafts), "a draft follows a token that is not known"
+        return launch(plan)
+
+    monkeypatch.setattr(engine.parts.loop._steps, "launch", watched)
+    play(engine, asked)
+    assert engine.tokens == plain.tokens
+    assert {rid: it.type for rid, it in engine.ends.items()} == {rid: it.type for rid, it in plain.ends.items()}
+    counters = engine.parts.scheduler.counters
+    assert 3 < counters.spec_accepted_tokens < counters.spec_draft_tokens
+    assert any(launched_ahead) and not all(launched_ahead)

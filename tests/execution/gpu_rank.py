@@ -43,6 +43,7 @@ def gpu_runner(*, ranks: CudaRanks | None) -> GpuRunner:
         max_running=4,
         max_context=64,
         graph_sizes=(1, 4) if HAS_CARDS else (),
+        max_drafted=4,
     )
 
 

@@ -1,6 +1,6 @@
 """A small driver that makes plans by hand: the tests' stand-in for the scheduler."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class DrivenRequest:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.pooled: list[np.ndarray] = []  # one for each chunk that pools something
         self.mask: Callable[[int], np.ndarray] | None = None  # by the number of outputs: uint32 words
+        self.has_had_draft = False
+        self.num_accepted = 0
 
     @property
     def is_prefilling(self) -> bool:
@@ -88,16 +90,25 @@ class StepDriver:
         self._updates.append(PageUpdate(request.slot, 0, np.array(request.pages, dtype=np.int32)))
         request.num_computed = num_tokens
 
-    def step(self, rows: Sequence[tuple[DrivenRequest, int]]) -> StepResult:
-        """One step: (sequence, number of tokens) per row; decodes first."""
+    def step(
+        self, rows: Sequence[tuple[DrivenRequest, int]], drafts: Mapping[int, Sequence[int]] | None = None
+    ) -> StepResult:
+        """One step: (sequence, number of tokens) per row; decodes first. `drafts`: of decodes, by slot."""
+        drafts = drafts or {}
         rows = sorted(rows, key=lambda row: row[0].is_prefilling)
+        rows = [(it, num) for it, num in rows for _ in range(1 + len(drafts.get(it.slot, ())))]
+        ahead = [sum(it is other for other, _ in rows[:row]) for row, (it, _) in enumerate(rows)]
+        firsts = [it.num_computed + num_ahead for (it, _), num_ahead in zip(rows, ahead, strict=True)]
         token_ids, updates, samples = [], self._updates, []
-        for sequence, num_tokens in rows:
-            end = sequence.num_computed + num_tokens
+        for (sequence, num_tokens), num_ahead in zip(rows, ahead, strict=True):
+            end = sequence.num_computed + num_ahead + num_tokens
             if sequence.is_prefilling:
                 token_ids += sequence.prompt[sequence.num_computed : end]
+            elif num_ahead:
+                token_ids.append(drafts[sequence.slot][num_ahead - 1])
             else:
-                token_ids.append(NEWEST_TOKEN)
+                sequence.has_had_draft |= sequence.slot in drafts
+                token_ids.append(sequence.outputs[-1] if sequence.has_had_draft else NEWEST_TOKEN)
             samples.append(end >= len(sequence.prompt))
             updates.extend(self._grow(sequence, end))
         plan = StepPlan(
@@ -106,12 +117,12 @@ class StepDriver:
             page_updates=tuple(updates),
             slots=np.array([sequence.slot for sequence, _ in rows], dtype=np.int32),
             uses=np.array([sequence.use for sequence, _ in rows], dtype=np.int64),
-            num_computed=np.array([sequence.num_computed for sequence, _ in rows], dtype=np.int32),
+            num_computed=np.array(firsts, dtype=np.int32),
             num_tokens=np.array([num_tokens for _, num_tokens in rows], dtype=np.int32),
             samples=np.array(samples, dtype=np.bool_),
             token_ids=np.array(token_ids, dtype=np.int32),
             num_decodes=sum(not sequence.is_prefilling for sequence, _ in rows),
-            num_outputs=np.array([len(sequence.outputs) for sequence, _ in rows], dtype=np.int32),
+            num_outputs=np.array([len(it.outputs) + n for (it, _), n in zip(rows, ahead, strict=True)], dtype=np.int32),
             page_copies=tuple(self._copies),
             grammar_rows=np.array(
                 [row for row, (sequence, _) in enumerate(rows) if samples[row] and sequence.mask is not None],
@@ -127,7 +138,12 @@ class StepDriver:
             words = np.stack([sequence.mask(len(sequence.outputs)) for sequence in masked if sequence.mask])
             handle.choose(TokenMasks(rows=plan.grammar_rows, words=words))
         result = handle.collect()
+        first_ids = np.cumsum(plan.num_tokens) - plan.num_tokens
         for row, (sequence, num_tokens) in enumerate(rows):
+            if ahead[row]:
+                if sequence.num_computed < firsts[row] or token_ids[first_ids[row]] != sequence.outputs[-1]:
+                    continue  # computed from a token that is none of the request's
+                sequence.num_accepted += 1
             sequence.num_computed += num_tokens
             if result.tokens[row] >= 0:
                 sequence.outputs.append(int(result.tokens[row]))

@@ -25,7 +25,7 @@ from headwater.execution.gpu_runner import GpuRunner
 from headwater.models.adapters.adapter import read_adapter
 from headwater.models.loader import load_model, resolve_model
 from headwater.models.ranks.adapter_share import adapter_shape
-from tiny_models import ADAPTED, VOCAB_SIZE, is_greedy_text, make_adapter, make_tiny_model, merged
+from tiny_models import ADAPTED, VOCAB_SIZE, greedy_text, is_greedy_text, make_adapter, make_tiny_model, merged
 
 pytestmark = [
     pytest.mark.slow,
@@ -124,14 +124,16 @@ def test_a_gpu_has_the_same_text(
     shape = adapter_shape(loaded.config, num_slots=NUM_SLOTS, max_rank=8)
     memory = CudaAdapters(shape, form="float32", device=device.torch_device)
     layout = loaded.kv_layout(page_size=4)
-    runner = GpuRunner(
-        loaded, device, layout=layout, num_pages=100, max_running=8, adapters=memory, prompt_graph_sizes=((4, 16),)
-    )
+    sizes = {"num_pages": 100, "max_running": 8, "max_drafted": 4}
+    runner = GpuRunner(loaded, device, layout=layout, adapters=memory, prompt_graph_sizes=((4, 16),), **sizes)
     _fill(memory, adapters, runner)
     driver = StepDriver(runner)  # type: ignore[arg-type]
     chosen = {0: 2, 4: 1}  # prompts of 5 and 3 tokens, as interpreted kernels are slow
     requests = {index: _add(driver, index, adapter=adapter) for index, adapter in chosen.items()}
-    driver.run(list(requests.values()), num_outputs=3, chunk=9)
+    driver.run(list(requests.values()), num_outputs=2, chunk=9)
+    draft = greedy_text(references[chosen[0]], PROMPTS[0], 3)[2:]
+    driver.step([(request, 1) for request in requests.values()], {requests[0].slot: draft})
+    assert requests[0].num_accepted == 1 and [len(it.outputs) for it in requests.values()] == [4, 3]
     for index, adapter in chosen.items():
         outputs = requests[index].outputs
         found = [each for each in range(3) if is_greedy_text(references[each], PROMPTS[index], outputs)]

@@ -80,6 +80,11 @@ def test_bits_do_not_depend_on_the_batch_on_chunks_or_on_what_is_cached(tiny: tu
     plain.run([scored], num_outputs=1)
     assert bits(scored)[:-1] == bits(alone), "a decode has the bits of a prompt that repeats it"
 
+    drafted = plain.add(PROMPT, slot=5, logprobs=ASKED)
+    plain.run([drafted], num_outputs=1)
+    plain.step([(drafted, 1)], {5: alone.outputs[1 : NUM_OUTPUTS - 1]})
+    assert bits(drafted) == bits(alone)
+
     for prompts in (((0, 16),), ()):  # padded steps, and steps as they are
         busy = driver(folder, prompts=prompts)
         others = [busy.add(PROMPT[: 3 + number], slot=number) for number in (1, 5)]

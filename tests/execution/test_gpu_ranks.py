@@ -86,8 +86,11 @@ def rank_process(rendezvous: Path) -> Iterator[subprocess.Popen]:
                 torch.distributed.destroy_process_group()
 
 
-def _run(runner: Any) -> list[DrivenRequest]:
-    """Greedy alone, then beside a draw from all tokens, rows that need all logits, and a row with a mask."""
+def _run(runner: Any, alone: list[DrivenRequest] | None = None) -> list[DrivenRequest]:
+    """Greedy alone, then beside a draw from all tokens, rows that need all logits, and a row with a mask.
+
+    At last two tokens of the first two, in one step with drafts if a run `alone` has written them before.
+    """
     driver = StepDriver(runner)
     greedy = driver.add(PROMPTS[0], slot=0)
     driver.run([greedy], num_outputs=1, chunk=4)
@@ -98,6 +101,11 @@ def _run(runner: Any) -> list[DrivenRequest]:
     masked = driver.add(PROMPTS[2], slot=2, sampling=GREEDY)
     masked.mask = lambda num_outputs: (np.arange(7) == num_outputs % 7).astype(np.uint32) * 0x7FFF
     driver.run([greedy, drawn, masked, plain], num_outputs=5)
+    if alone is None:
+        driver.run([greedy, plain], num_outputs=7)
+    else:
+        drafts = {it.slot: it.outputs[5:6] for it in (alone[0], alone[3])}
+        driver.step([(greedy, 1), (plain, 1)], drafts)
     return [greedy, drawn, masked, plain]
 
 
@@ -108,7 +116,7 @@ def test_two_ranks_write_the_text_of_one(tmp_path: Path) -> None:
         say(0, "computes alone")
         alone = _run(gpu_runner(ranks=None))
         ranks = TwoRanks(process, rendezvous)
-        together = _run(ranks)
+        together = _run(ranks, alone)
         ranks.leave()
     assert [it.outputs for it in together] == [it.outputs for it in alone]
     assert len({token for it in alone for token in it.outputs}) > 4

@@ -1,6 +1,7 @@
 """The asynchronous runner. Without a GPU its kernels run under Triton's interpreter, so texts are short here;
 benchmarks/gpu/check_device.py runs the long ones on a card."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec import structs
-from step_driver import GREEDY, StepDriver
+from step_driver import GREEDY, DrivenRequest, StepDriver
 from transformers import PreTrainedModel
 
 from headwater.devices.cpu.device import CpuDevice
@@ -37,6 +38,7 @@ pytestmark = [
 
 # padded steps with prompts: on a CPU computed kernel by kernel; larger steps run as they are
 PROMPT_SIZES = ((0, 8), (0, 16), (1, 8), (4, 8), (4, 16))
+MAX_DRAFTED = 8
 PROMPT = np.random.default_rng(1).integers(3, VOCAB_SIZE, 21).tolist()
 
 
@@ -79,6 +81,7 @@ def _runner(
         max_context=64,
         graph_sizes=sizes,
         prompt_graph_sizes=prompts,
+        max_drafted=MAX_DRAFTED,
     )
 
 
@@ -358,3 +361,65 @@ def test_after_a_launch_that_raised_the_next_steps_are_right(
     driver.run([staying, other], num_outputs=4, chunk=9)
     assert staying.outputs == greedy_text(reference, PROMPT[:5], 4)
     assert other.outputs == greedy_text(reference, PROMPT[3:12], 4)
+
+
+DRAFTED_PROMPTS = (PROMPT[:11], PROMPT[11:15], PROMPT[5:12])
+DRAFTED_SAMPLING = (  # of each of the prompts
+    SamplingParams(temperature=1.0, seed=5),
+    SamplingParams(temperature=0.8, top_p=0.9, top_k=20, seed=6, logit_bias={9: 2.0}),
+    SamplingParams(temperature=0.0, min_new_tokens=4),
+)
+
+
+def _run_drafted(driver: StepDriver, requests: list[DrivenRequest], texts: list[list[int]], num_outputs: int) -> None:
+    """To `num_outputs` tokens each. Drafts are what `texts` say, wrong from a place drawn for each."""
+    chance = random.Random(2)
+    while unfinished := [it for it in requests if len(it.outputs) < num_outputs]:
+        rows = [(it, driver.next_tokens(it, 6)) for it in unfinished]
+        drafts = {}
+        for request in unfinished:
+            rest = texts[requests.index(request)][len(request.outputs) : num_outputs - 1]
+            length = chance.randrange(min(4, len(rest) + 1))
+            if not request.is_prefilling and length and sum(map(len, drafts.values())) + length <= MAX_DRAFTED:
+                wrong_from = chance.randrange(6)
+                wrong = [(token + 1) % VOCAB_SIZE for token in rest]
+                drafts[request.slot] = [*rest[:wrong_from], *wrong[wrong_from:]][:length]
+        driver.step(rows, drafts)
+
+
+@pytest.mark.parametrize("prompts", [(), ((0, 4), (0, 8), (2, 8), (4, 16))], ids=["as they are", "padded"])
+def test_greedy_text_is_that_of_transformers_however_good_the_drafts_are(
+    tiny: tuple[Path, PreTrainedModel], prompts: tuple[tuple[int, int], ...]
+) -> None:
+    """Drafts beside decodes and prompts; the step after a wrong one computes from the token that counted."""
+    folder, reference = tiny
+    texts = [greedy_text(reference, prompt, 7) for prompt in DRAFTED_PROMPTS]
+    driver = StepDriver(_runner(folder, prompts=prompts))  # type: ignore[arg-type]
+    requests = [driver.add(prompt, slot=slot) for slot, prompt in enumerate(DRAFTED_PROMPTS)]
+    _run_drafted(driver, requests, texts, 7)
+    assert [it.outputs for it in requests] == texts
+    assert sum(it.num_accepted for it in requests) > 3
+
+
+def test_sampled_text_and_logprobs_are_those_of_a_cpu_without_drafts(tiny: tuple[Path, PreTrainedModel]) -> None:
+    """Each row of a draft draws with the noise of its own position, and reports its own probabilities."""
+    folder, _ = tiny
+    told: list[list[DrivenRequest]] = []
+    for runner in (_cpu_runner(folder), _runner(folder)):
+        driver = StepDriver(runner)  # type: ignore[arg-type]
+        requests = [
+            driver.add(prompt, slot=slot, sampling=sampling, logprobs=LogprobParams(top=2), stop_token_ids=(7,))
+            for slot, (prompt, sampling) in enumerate(zip(DRAFTED_PROMPTS, DRAFTED_SAMPLING, strict=True))
+        ]
+        if told:
+            _run_drafted(driver, requests, [it.outputs for it in told[0]], 6)
+        else:
+            driver.run(requests, num_outputs=6)
+        told.append(requests)
+    for on_cpu, on_device in zip(*told, strict=True):
+        assert on_device.outputs == on_cpu.outputs
+        assert [it.top_ids for it in on_device.logprobs] == [it.top_ids for it in on_cpu.logprobs]
+        assert [it.logprob for it in on_device.logprobs] == pytest.approx(
+            [it.logprob for it in on_cpu.logprobs], abs=1e-3
+        )
+    assert sum(it.num_accepted for it in told[1]) > 2

@@ -51,6 +51,33 @@ def test_padding_comes_behind_the_decodes_and_behind_the_prompts() -> None:
     assert padded.sampled_slots.tolist() == [5, 2, 7]
 
 
+def test_a_draft_is_one_chunk_between_the_decodes_and_the_prompts() -> None:
+    """Rows sample in the plan's order, whatever the order of their tokens in the step."""
+    plan = StepPlan(
+        step_id=0,
+        assignments=(),
+        page_updates=(),
+        slots=np.array([5, 5, 5, 2, 8, 8, 7], dtype=np.int32),
+        uses=np.ones(7, dtype=np.int64),
+        num_computed=np.array([10, 11, 12, 3, 20, 21, 0], dtype=np.int32),
+        num_tokens=np.array([1, 1, 1, 1, 1, 1, 4], dtype=np.int32),
+        samples=np.ones(7, dtype=np.bool_),
+        token_ids=np.array([50, 51, 52, NEWEST_TOKEN, 80, 81, *range(100, 104)], dtype=np.int32),
+        num_decodes=6,
+        num_outputs=np.zeros(7, dtype=np.int32),
+    )
+    sampled = np.arange(7, dtype=np.int32)
+    arrays = flatten(plan, sampled, plan_tiles=lambda lens, ends: plan_tiles(lens, ends, num_queries=4, max_pieces=1))
+    assert (arrays.decode_slots.tolist(), arrays.decode_positions.tolist()) == ([2], [3])
+    assert arrays.token_ids.tolist() == [50, 51, 52, 80, 81, *range(100, 104)]
+    assert arrays.token_positions.tolist() == [10, 11, 12, 20, 21, *range(4)]
+    assert arrays.token_slots.tolist() == [5, 5, 5, 8, 8, 7, 7, 7, 7]
+    chunks = (arrays.slots.tolist(), arrays.starts.tolist(), arrays.lens.tolist(), arrays.contexts.tolist())
+    assert chunks == ([5, 8, 7], [1, 4, 6], [3, 2, 4], [13, 22, 4])
+    assert arrays.last_tokens.tolist() == [1, 2, 3, 0, 4, 5, 9]
+    assert arrays.sampled_slots.tolist() == plan.slots.tolist()
+
+
 def test_steps_of_one_shape_have_arrays_of_one_size() -> None:
     """A graph reads each array where it lay at the capture."""
     nothing = idle(SHAPE, padding_slot=PADDING_SLOT)

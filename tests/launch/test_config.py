@@ -67,12 +67,11 @@ def test_device_defaults_fill_only_what_was_left_open() -> None:
         ServerArgs().for_device("tpu")
 
 
-def test_speculation_is_a_cpus_and_knows_sglangs_word() -> None:
+def test_speculation_goes_with_every_device_and_knows_sglangs_word() -> None:
     assert ServerArgs().speculation == "none"
     args = ServerArgs(speculative_algorithm="NGRAM", speculative_num_draft_tokens=5).for_device("cpu")
     assert (args.speculation, args.speculative_num_draft_tokens) == ("ngram", 5)
-    with pytest.raises(ValueError, match="--speculative-algorithm tree needs --device cpu"):
-        ServerArgs(speculative_algorithm="tree").for_device("cuda")
+    assert ServerArgs(speculative_algorithm="tree").for_device("cuda").speculation == "tree"
     with pytest.raises(ValueError, match="--speculative-num-draft-tokens needs"):
         ServerArgs(speculative_num_draft_tokens=5)
 

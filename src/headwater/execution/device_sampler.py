@@ -23,7 +23,10 @@ class DeviceSampler:
     `scratch` is that kernel's.
     """
 
-    def __init__(self, device: torch.device, *, max_running: int, vocab_size: int, scratch: GreedyScratch) -> None:
+    def __init__(
+        self, device: torch.device, *, max_running: int, max_rows: int, vocab_size: int, scratch: GreedyScratch
+    ) -> None:
+        """`max_running` slots, `max_rows` rows in a step."""
         self._device = device
         self._scratch = scratch
         self._vocab_size = vocab_size
@@ -33,7 +36,7 @@ class DeviceSampler:
         self.has_logprobs = np.zeros(max_running, dtype=np.bool_)  # by slot
         self._params = np.zeros((4, max_running), dtype=np.float32)  # temperature, top_p, log(min_p), top_k
         self._seeds = np.zeros(max_running, dtype=np.uint64)
-        self._ring = StagingRing(device, num_ints=(9 + 2) * (max_running + 16))
+        self._ring = StagingRing(device, num_ints=(9 + 2) * (max_rows + 16))
         self._mask_ring = StagingRing(device, num_ints=ALIGNMENT)  # grows with the first grammars
 
     def assign(self, assignment: SlotAssignment) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.execution.staging import Ints, StagingRing
-from headwater.scheduling.plan import PageUpdate, SlotAssignment, StepPlan
+from headwater.scheduling.plan import NEWEST_TOKEN, PageUpdate, SlotAssignment, StepPlan
 
 
 class DeviceSlots:
@@ -27,7 +27,7 @@ class DeviceSlots:
         self._assignments: list[SlotAssignment | None] = [None] * max_running
 
     def apply(self, plan: StepPlan) -> None:
-        """Apply the plan's new assignments and pages."""
+        """Apply the plan's new assignments, pages, and the newest tokens that it names."""
         for assignment in plan.assignments:
             self._assignments[assignment.slot] = assignment
         changed = {it.slot: it.adapter for it in plan.assignments if it.adapter != self._adapters[it.slot]}
@@ -37,6 +37,17 @@ class DeviceSlots:
             write_entries(self.adapters, *self._ring.stage((at, values)))
         if plan.page_updates:
             write_entries(self.tables, *self._ring.stage(self._entries(plan.page_updates)))
+        self._take_named(plan)
+
+    def _take_named(self, plan: StepPlan) -> None:
+        """A slot that has had a draft may hold a token that did not count. Drafts bring their tokens themselves."""
+        token_ids = plan.token_ids[: plan.num_decodes]
+        is_named = token_ids != NEWEST_TOKEN
+        if not is_named.any():
+            return
+        named = np.flatnonzero(is_named & ~plan.is_drafted)
+        if len(named):
+            write_entries(self.newest, *self._ring.stage((plan.slots[named], token_ids[named])))
 
     def has_adapters(self, slots: Ints) -> bool:
         """Whether a request in one of these slots has an adapter."""

@@ -2,7 +2,7 @@
 
 A step needs the newest token of each slot from the step before it. These tokens stay on the device, so a step is
 enqueued while the one before it is computed. The choice in rows with a grammar is enqueued later, when the masks are
-there. Steps of decodes alone and small steps with prompts are CUDA graphs.
+there. Steps of decodes alone and small steps with prompts or drafts are CUDA graphs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,8 +56,8 @@ class GpuRunner:
 
     `max_running` slots, each of at most `max_context` tokens (the model's context if not given). `layout` is that
     of the KV's pages. `graph_sizes` are the batch sizes of decodes that become CUDA graphs, `prompt_graph_sizes` those
-    of other steps: (decodes, prompt tokens). Steps wait for the pages of `arrivals`, which a copier adds to. `adapters`
-    is the memory of the LoRA adapters that rows may have.
+    of other steps: (decodes, other tokens). Steps wait for the pages of `arrivals`, which a copier adds to. `adapters`
+    is the memory of the LoRA adapters that rows may have. Drafts add at most `max_drafted` rows to a step.
 
     Where several ranks compute the model, each runs the same plans, and rank 0 samples: the others get its tokens on
     their devices, and no grammar chooses there.
@@ -76,6 +76,7 @@ class GpuRunner:
         prompt_graph_sizes: Sequence[tuple[int, int]] = (),
         arrivals: Arrivals | None = None,
         adapters: CudaAdapters | None = None,
+        max_drafted: int = 0,
     ) -> None:
         for name, value in (("num_pages", num_pages), ("max_running", max_running)):
             if value < 1:
@@ -86,6 +87,7 @@ class GpuRunner:
         device.check_attention(loaded.model.geometry, dtype, kv_dtype=layout.dtype)
         place = device.torch_device
         max_context = max_context or loaded.config.max_context
+        max_rows = max_running + max_drafted  # that sample in a step
         self._model: DecoderModel | None = loaded.model  # None while the weights are released
         self._device = device
         self._weights_bytes = loaded.weights_bytes
@@ -97,18 +99,20 @@ class GpuRunner:
         if self._ranks is not None:
             tokens = [ModelShare(rank, share.size).tokens(loaded.config) for rank in range(share.size)]
             self._ranked = RankedLogits(self._ranks, tokens)
-        self._greedy = GreedyScratch(max_rows=max_running, vocab_size=vocab_size, device=place)
-        self._sampler = DeviceSampler(place, max_running=max_running, vocab_size=vocab_size, scratch=self._greedy)
+        self._greedy = GreedyScratch(max_rows=max_rows, vocab_size=vocab_size, device=place)
+        self._sampler = DeviceSampler(
+            place, max_running=max_running, max_rows=max_rows, vocab_size=vocab_size, scratch=self._greedy
+        )
         with torch.inference_mode():
             self._rotary = device.rotary_tables(loaded.model.rotary, max_context)
         device.reserve_decodes(loaded.model.geometry, max_running)
         # shared by all steps: a graph with logits of its own would keep them for ever
         num_tokens = len(share.tokens(loaded.config))
-        self._logits = torch.empty((max_running, num_tokens), dtype=torch.float32, device=place)
-        self._result = torch.zeros((2, max_running), dtype=torch.int32, device=place)
-        self._results = [pinned((2, max_running), torch.int32, place) for _ in range(_NUM_RESULTS)]
+        self._logits = torch.empty((max_rows, num_tokens), dtype=torch.float32, device=place)
+        self._result = torch.zeros((2, max_rows), dtype=torch.int32, device=place)
+        self._results = [pinned((2, max_rows), torch.int32, place) for _ in range(_NUM_RESULTS)]
         self._num_launched = 0
-        self._index_ring = StagingRing(place, num_ints=2 * (max_running + 16))
+        self._index_ring = StagingRing(place, num_ints=2 * (max_rows + 16))
         self._decode_inputs = DecodeInputs(self._slots, rotary=self._rotary)
         self._pool = GraphPool() if device.is_gpu else None
         self._graph_sizes = tuple(graph_sizes)
@@ -201,7 +205,7 @@ class GpuRunner:
         for assignment in plan.assignments:
             self._sampler.assign(assignment)
         sampled = np.flatnonzero(plan.samples).astype(np.int32)
-        if plan.num_decodes == plan.num_rows and not self._device.is_deterministic:
+        if plan.num_decodes == plan.num_rows and not (self._device.is_deterministic or plan.has_drafts):
             logits, prompts = self._launch_decodes(plan), _Prompts()
         else:
             logits, prompts = self._launch_mixed(plan, sampled)
@@ -289,7 +293,7 @@ class GpuRunner:
         return self._greedy_logits(hidden, batch.decode_slots)
 
     def _launch_mixed(self, plan: StepPlan, sampled: Ints) -> tuple[torch.Tensor, "_Prompts"]:
-        """A step with prompt chunks; returns the logits of the rows that sample, and what requests want of prompts."""
+        """A step with chunks; returns the logits of the rows that sample, and what requests want of prompts."""
         self._gates.follow(self._arrivals.awaited())
         # by the kernels of prompts, decodes have the bits of a prompt that repeats them
         computed = replace(plan, num_decodes=0) if self._device.is_deterministic else plan
@@ -308,7 +312,7 @@ class GpuRunner:
         return self.adapters.of_step(self._slots.adapters.index_select(0, slots))
 
     def _forward_mixed(self, inputs: MixedInputs, *, has_adapters: bool) -> torch.Tensor:
-        """Hidden states of a step with prompt chunks, decodes first; layers wait for arriving pages."""
+        """Hidden states of a step with chunks, decodes first; layers wait for arriving pages."""
         batch, token_ids, model = inputs.batch, inputs.token_ids, self.model
         if self._device.is_deterministic:
             assert batch.chunks is not None, "all rows are chunks"

@@ -1,4 +1,4 @@
-"""Forward passes of steps with prompt chunks: by a CUDA graph if the step is small, else kernel by kernel.
+"""Forward passes of steps with prompt chunks or drafts: by a CUDA graph if small, else kernel by kernel.
 
 Python takes longer to launch a small step than the card takes to compute it: a prompt's few new tokens behind a cached
 prefix, or beside decodes. Lengths, positions and pages are static inputs of a graph.
@@ -38,6 +38,8 @@ _TOKENS_BESIDE_DECODES = (32, 128, 512)
 _DECODES = (8, 32, 64, 128, 256)
 _SPARE_TILES = 8  # for chunks that leave their last tile half empty
 _SPARE_JOINS = 4
+_MANY_CHUNKS = 32  # as many requests as have drafts in one step
+_TOKENS_OF_DRAFTS = (4, 8)  # below the smallest of other steps
 
 
 def launch_bound_tokens(num_parameters: int) -> int:
@@ -45,9 +47,14 @@ def launch_bound_tokens(num_parameters: int) -> int:
     return min(_MAX_TOKENS, int(_LAUNCH_BOUND / num_parameters))
 
 
-def prompt_graph_sizes(*, max_tokens: int, max_decodes: int) -> tuple[tuple[int, int], ...]:
-    """(decodes, prompt tokens) of the steps to capture: at most `max_tokens` of both, at most `max_decodes`."""
-    sizes = [(0, tokens) for tokens in _TOKENS]
+def prompt_graph_sizes(
+    *, max_tokens: int, max_decodes: int, has_drafts: bool = False
+) -> tuple[tuple[int, int], ...]:
+    """(decodes, prompt tokens) of the steps to capture: at most `max_tokens` of both, at most `max_decodes`.
+
+    `has_drafts`: also steps of a request or two with short drafts.
+    """
+    sizes = [(0, tokens) for tokens in (*(_TOKENS_OF_DRAFTS if has_drafts else ()), *_TOKENS)]
     if max_decodes:
         beside = sorted({min(decodes, max_decodes) for decodes in _DECODES})
         sizes += [(decodes, tokens) for decodes in beside for tokens in _TOKENS_BESIDE_DECODES]
@@ -59,7 +66,7 @@ class PromptStep:
     """A step with prompt chunks that has been enqueued."""
 
     hidden: torch.Tensor  # float32[tokens, hidden_size], valid until the next step
-    shift: int  # tokens of padding between decodes and prompts
+    shift: int  # tokens of padding between decodes and chunks
     last_tokens: torch.Tensor  # int32[number that sample], among the hidden states
     sampled_slots: torch.Tensor  # int32[number that sample]
 
@@ -111,7 +118,7 @@ class PromptSteps:
         padded = pad(arrays, shape, padding_slot=self._slots.padding_slot)
         inputs = stage(padded, ring=self._static_ring, slots=self._slots, rotary=self._rotary)
         self._static[shape] = inputs
-        shift = shape.num_decodes - plan.num_decodes
+        shift = shape.num_decodes - len(arrays.decode_slots)
         return PromptStep(self._graphs.run(shape), shift, inputs.last_tokens, inputs.sampled_slots)
 
     @property
@@ -150,14 +157,17 @@ class PromptSteps:
 def _shapes(
     num_decodes: int, num_tokens: int, device: CudaDevice, geometry: AttentionGeometry
 ) -> tuple[MixedShape, ...]:
-    """A shape for short contexts, and one whose attention may be cut into pieces."""
+    """A shape for few chunks of short contexts, and one for many chunks, whose attention may be cut into pieces."""
     if device.is_deterministic:  # decodes are among the chunks: as many tiles as tokens, and nothing is cut
         return (MixedShape(num_decodes, num_tokens, num_tiles=num_tokens, num_joins=0),)
     num_full = -(-num_tokens // queries_per_tile(geometry))
     num_tiles = num_full + _SPARE_TILES
     whole = MixedShape(num_decodes, num_tokens, num_tiles=num_tiles, num_joins=0)
+    max_pieces = device.max_pieces(geometry)
     return whole, replace(
-        whole, num_tiles=max(device.max_pieces(geometry), num_tiles), num_joins=num_full + _SPARE_JOINS
+        whole,
+        num_tiles=max(max_pieces, num_tiles, min(num_tokens, _MANY_CHUNKS)),
+        num_joins=max(num_full + _SPARE_JOINS, min(num_tokens, max_pieces // 2)),  # of more tiles none is cut
     )
 
 

@@ -1,16 +1,17 @@
-"""A plan with prompt chunks in it, flattened into the integers that its kernels read."""
+"""A plan with prompt chunks or drafts in it, flattened into the integers that its kernels read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from headwater.devices.cuda.paged_batch import Contexts, ExternalChunks, PagedBatch, PromptChunks, RotaryTables
 from headwater.devices.cuda.prefill_tiles import PrefillTiles
 from headwater.execution.device_slots import DeviceSlots
 from headwater.execution.staging import Ints, StagingRing
-from headwater.scheduling.plan import StepPlan
+from headwater.scheduling.plan import NEWEST_TOKEN, StepPlan
 
 _IDLE_POSITION = -1  # at which kernels do nothing
 _NONE = np.empty(0, dtype=np.int32)
@@ -41,7 +42,10 @@ class ExternalArrays:
 
 @dataclass(frozen=True, slots=True)
 class MixedArrays:
-    """The integers of a step, on the host: D decodes, then C chunks of N tokens in all. Fields as in PromptChunks."""
+    """The integers of a step, on the host: D decodes, then C chunks of N tokens in all. Fields as in PromptChunks.
+
+    Drafts are chunks as well.
+    """
 
     decode_slots: Ints  # [D]
     decode_positions: Ints  # [D]
@@ -87,30 +91,48 @@ class MixedInputs:
 
 
 def flatten(plan: StepPlan, sampled: Ints, *, plan_tiles: Callable[[Ints, Ints], PrefillTiles]) -> MixedArrays:
-    """The integers of a plan; `sampled` are the rows that sample."""
+    """The integers of a plan; `sampled` are the rows that sample.
+
+    A request's newest token and its draft are one chunk, which reads its context once. These chunks lie between the
+    decodes and the prompts.
+    """
     assert plan.num_rows and (plan.num_tokens > 0).all(), "a plan computes at least one token in every row"
-    ends = np.cumsum(plan.num_tokens, dtype=np.int32)
-    starts = ends - plan.num_tokens
-    rows = np.repeat(np.arange(plan.num_rows), plan.num_tokens)
-    positions = np.arange(len(rows), dtype=np.int32) - starts[rows] + plan.num_computed[rows]
-    decodes, rest = slice(None, plan.num_decodes), slice(plan.num_decodes, None)  # of rows, and of tokens as well
-    contexts = plan.num_computed + plan.num_tokens
-    tiles = plan_tiles(plan.num_tokens[rest], contexts[rest])
+    is_drafted = plan.is_drafted
+    assert (plan.token_ids[: plan.num_decodes][is_drafted] != NEWEST_TOKEN).all(), "a draft names its tokens"
+    decodes, drafted = np.flatnonzero(~is_drafted), np.flatnonzero(is_drafted)
+    order = np.concatenate((decodes, drafted, np.arange(plan.num_decodes, plan.num_rows)))
+    slots, num_tokens, num_computed = plan.slots[order], plan.num_tokens[order], plan.num_computed[order]
+    ends = np.cumsum(num_tokens, dtype=np.int32)
+    starts = ends - num_tokens
+    rows = np.repeat(np.arange(plan.num_rows), num_tokens)
+    positions = np.arange(len(rows), dtype=np.int32) - starts[rows] + num_computed[rows]
+    first = len(decodes)  # of rows, and of tokens as well: what follows is chunks
+    chunks = first + _first_of_runs(slots[first:])
+    lens = np.diff(np.append(starts[chunks], ends[-1:])).astype(np.int32)
+    contexts = num_computed[chunks] + lens
+    tiles = plan_tiles(lens, contexts)
+    last_tokens = np.empty(plan.num_rows, dtype=np.int32)
+    last_tokens[order] = ends - 1
     return MixedArrays(
-        decode_slots=plan.slots[decodes],
-        decode_positions=positions[decodes],
-        token_ids=plan.token_ids[rest],
-        token_slots=plan.slots[rows[rest]],
-        token_positions=positions[rest],
-        slots=plan.slots[rest],
-        starts=starts[rest],
-        lens=plan.num_tokens[rest],
-        contexts=contexts[rest],
+        decode_slots=slots[:first],
+        decode_positions=positions[:first],
+        token_ids=np.concatenate((plan.token_ids[drafted], plan.token_ids[plan.num_decodes :])),
+        token_slots=slots[rows[first:]],
+        token_positions=positions[first:],
+        slots=slots[chunks],
+        starts=starts[chunks],
+        lens=lens,
+        contexts=contexts,
         tiles=tiles.tiles,
         joins=tiles.joins,
-        last_tokens=ends[sampled] - 1,
+        last_tokens=last_tokens[sampled],
         sampled_slots=plan.slots[sampled],
     )
+
+
+def _first_of_runs(slots: Ints) -> npt.NDArray[np.intp]:
+    """The first row of each slot; rows of one slot follow each other."""
+    return np.flatnonzero(np.append(True, slots[1:] != slots[:-1])) if len(slots) else np.empty(0, dtype=np.intp)
 
 
 def split_external(arrays: MixedArrays, first: int, *, plan_tiles: Callable[[Ints, Ints], PrefillTiles]) -> MixedArrays:

@@ -32,7 +32,7 @@ from headwater.models.loader import LoadedModel, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.scheduling.limits import SchedulerLimits
 from headwater.scheduling.prefill_pace import CPU_MAX_GAP_S
-from headwater.scheduling.speculation.drafters import SpeculationSettings
+from headwater.scheduling.speculation.drafters import CPU_LIMITS, GPU_LIMITS, SpeculationSettings
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
 from headwater.storage.registry import open_backend
@@ -126,7 +126,11 @@ def _build(
         kv_events=_kv_events(args, index),
         grammar_compiler=grammar_compiler(args, ready),
         grammar_limits=grammar_limits(args),
-        speculation=SpeculationSettings(args.speculation, num_draft_tokens=args.speculative_num_draft_tokens),
+        speculation=SpeculationSettings(
+            args.speculation,
+            num_draft_tokens=args.speculative_num_draft_tokens,
+            limits=CPU_LIMITS if placement.device.name == "cpu" else GPU_LIMITS,
+        ),
     )
     for adapter in adapters:
         parts.scheduler.adapters.put(

@@ -160,8 +160,6 @@ class ServerArgs(EngineArgs, kw_only=True, frozen=True, omit_defaults=True):
         if device not in _DEVICE_DEFAULTS:
             raise ValueError(f"no defaults are known for device {device!r}; known: {', '.join(_DEVICE_DEFAULTS)}")
         defaults = _DEVICE_DEFAULTS[device]
-        if self.speculative_algorithm != "none" and device != "cpu":
-            raise ValueError(f"--speculative-algorithm {self.speculative_algorithm} needs --device cpu, found {device}")
         running = self.max_running_requests or defaults.running
         chunk = self.chunked_prefill_size or defaults.chunk
         # with large chunks, decodes share the chunk's budget: a few tokens more would need another tile

@@ -27,6 +27,7 @@ from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel
 from headwater.models.ranks.adapter_share import adapter_shape
 from headwater.models.ranks.share import ModelShare
+from headwater.scheduling.speculation.drafters import GPU_LIMITS
 
 _GIB = 1 << 30
 _GRAPH_BYTES = 512 * MIB  # CUDA graphs and what the driver keeps for them
@@ -51,7 +52,7 @@ class CudaPlacement:
         qkv = config.q_size + 2 * config.kv_size
         num_halves = config.hidden_size + qkv + config.q_size + _mlp_numbers(config)
         activations = args.max_step_tokens * (4 * config.hidden_size + 2 * num_halves) * 5 // 4
-        logits = 3 * 4 * args.max_running_requests * config.vocab_size
+        logits = 3 * 4 * (args.max_running_requests + _max_drafted(args)) * config.vocab_size
         gathered = 0 if self.device.external_attention is None else MAX_GATHERED_BYTES
         adapters = 0
         if args.serves_adapters:
@@ -82,10 +83,13 @@ class CudaPlacement:
             max_context=max_context,
             graph_sizes=graph_sizes(largest),
             prompt_graph_sizes=prompt_graph_sizes(
-                max_tokens=min(max_tokens, args.max_step_tokens), max_decodes=largest
+                max_tokens=min(max_tokens, args.max_step_tokens),
+                max_decodes=largest,
+                has_drafts=args.speculation != "none",
             ),
             arrivals=self.arrivals,
             adapters=self._adapters(args, loaded),
+            max_drafted=_max_drafted(args),
         )
 
     def _adapters(self, args: ServerArgs, loaded: LoadedModel) -> CudaAdapters | None:
@@ -136,6 +140,11 @@ class CudaPlacement:
             unregister=unregister_with_driver,
         )
         return memory, CudaPageCopier(lambda: runner.kv, memory, device=place, arrivals=self.arrivals, share=share)
+
+
+def _max_drafted(args: ServerArgs) -> int:
+    """The most rows that drafts add to a step."""
+    return 0 if args.speculation == "none" else GPU_LIMITS.max_rows
 
 
 def _mlp_numbers(config: ModelConfig) -> int:

@@ -84,8 +84,8 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
     speculative_algorithm: Annotated[
         Literal["none", "ngram", "tree", "NGRAM"],
         Flag(
-            "On a CPU: draft the next tokens of an answer and verify them in one step. ngram: as the request's own "
-            "text went on before. tree: as cached texts go on after the same text, or as ngram. NGRAM: SGLang's word.",
+            "Draft the next tokens of an answer and verify them in one step. ngram: as the request's own text went on "
+            "before. tree: as cached texts go on after the same text, or as ngram. NGRAM: SGLang's word.",
             SCHEDULE,
         ),
     ] = "none"

@@ -87,6 +87,16 @@ class StepPlan(Struct, frozen=True, eq=False):
         slots = self.slots[: self.num_decodes]
         return bool((slots[1:] == slots[:-1]).any())
 
+    @property
+    def is_drafted(self) -> npt.NDArray[np.bool_]:
+        """Of each decode, whether it is part of a draft, the first row of one included. [num_decodes]"""
+        found = np.zeros(self.num_decodes, dtype=np.bool_)
+        slots = self.slots[: self.num_decodes]
+        is_same = slots[1:] == slots[:-1]
+        found[1:] |= is_same
+        found[:-1] |= is_same
+        return found
+
 
 class StepResult(Struct, frozen=True, eq=False):
     """What a step produced, row by row as in its plan."""

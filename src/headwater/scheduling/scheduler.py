@@ -221,7 +221,7 @@ class Scheduler:
         """The next step, or None if nothing can run. The caller launches it; its pages are in use until `collect`."""
         for request in self.loading.take_arrived():
             self.waiting.add(request)
-        if not self.admission.may_run or not (self.running or self.waiting):
+        if not self.admission.may_run or not (self.running or self.waiting) or self.speculation.awaits_tokens():
             return None
         builder = PlanBuilder(max_tokens=self.limits.max_step_tokens, columns=self._columns)
         self._filler.fill(builder)

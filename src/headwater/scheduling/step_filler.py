@@ -55,8 +55,6 @@ class StepFiller:
                 continue
             if request.progress.num_launched_samples >= request.max_new_tokens:
                 continue  # its last token is in flight
-            if self._speculation.awaits_token(request):
-                continue
             if builder.num_tokens_left > 0 and self._has_page_for_next_token(request):
                 builder.add_decode(request)
 

@@ -44,6 +44,17 @@ class Acceptance:
         return 1
 
 
+    def may_pay(self, *, num_rows: int, row_share: float) -> bool:
+        """Whether `length` would not be 0: asked before the token that a draft follows is known, instead of `length`.
+
+        It counts as a token without a draft if not.
+        """
+        if best_length(self.rate, 1, num_rows=num_rows, row_share=row_share) or self._num_waited + 1 >= self._wait:
+            return True
+        self._num_waited += 1
+        return False
+
+
 def best_length(rate: float, most: int, *, num_rows: int, row_share: float) -> int:
     """The length with the most tokens a second, if each token is right with the chance `rate`; 0 if no draft pays.
 

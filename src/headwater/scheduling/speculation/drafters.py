@@ -50,12 +50,26 @@ class TreeDrafter:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """Which steps may have drafts. Others compute at the device's best rate anyway."""
+
+    max_requests: int
+    max_rows: int  # those of the requests included
+
+
+CPU_LIMITS = DraftLimits(max_requests=16, max_rows=32)
+# a GPU's step takes as long as reading the weights up to more rows; how long drafts are follows from measured times
+GPU_LIMITS = DraftLimits(max_requests=32, max_rows=128)
+
+
+@dataclass(frozen=True, slots=True)
 class SpeculationSettings:
     """Where drafts come from, and how long they are at most."""
 
     algorithm: SpeculativeAlgorithmName = "none"
     num_draft_tokens: int = 12  # of one request in one step
     drafter: Drafter | None = None  # in place of the algorithm's: a simulation has its own
+    limits: DraftLimits = CPU_LIMITS
 
     def make_drafter(self, tree: RadixTree) -> Drafter | None:
         """None if nothing is drafted."""

@@ -16,10 +16,8 @@ from headwater.scheduling.speculation.acceptance import Acceptance, StepCost
 from headwater.scheduling.speculation.drafters import SpeculationSettings
 from headwater.scheduling.speculation.drafting import Drafting, Source
 
-_MAX_DECODES = 16  # a step of more requests computes at its best rate without drafts
-_MAX_ROWS = 32  # of a step with drafts
 _LEAST_SHARE = 0.05  # of a row in the time of a step, however cheap rows seem to be
-_LOOK_EVERY = 32  # tokens, while steps are planned before tokens are known
+_MOST_LOOKS = 4  # for drafts of requests whose newest token is not known yet, before a step
 _FIRST_RATES = {Source.SHORT_SUFFIX: 0.5, Source.LONG_SUFFIX: 0.8, Source.TREE: 0.8}
 
 
@@ -39,33 +37,47 @@ class Speculation:
     ) -> None:
         self._drafter = settings.make_drafter(cache.tree)  # None: no request gets drafts
         self._num_draft_tokens = settings.num_draft_tokens
+        self._limits = settings.limits
         self._running = running
         self._counters = counters
         self._cost = StepCost()
+        self._has_drafts = False  # whether the newest plan has some
+        self._num_looks = 0
 
     def begin(self, request: Request) -> None:
         """`request` enters a slot."""
         if self._drafter is not None and request.drafting is None and may_draft(request):
             request.drafting = Drafting()
 
-    def awaits_token(self, request: Request) -> bool:
-        """Whether the next step of `request` waits until its newest token is known, so that it can have a draft.
+    def awaits_tokens(self) -> bool:
+        """Whether the next step is planned when the step in flight has been collected, not before.
 
-        A request whose drafts are off is planned while its token is in flight, and looks for a draft now and then.
+        Then its requests' tokens are known, so they can have drafts. It must wait if drafts are in flight. Else it does
+        if some request's text, its token in flight left out, goes on with a draft that pays: all requests wait, or each
+        step would have a part of them, and take as long. On a CPU no step is in flight when one is planned.
         """
-        drafting = request.drafting
-        if drafting is None or request.progress.num_launched_samples == request.num_outputs:
+        if self._drafter is None:
             return False
-        return drafting.is_on or request.num_outputs % _LOOK_EVERY == 0
+        if self._has_drafts and any(_num_in_flight(request) > 1 for request in self._running):
+            return True
+        if not 0 < len(self._running) <= self._limits.max_requests:
+            return False
+        in_flight = [it for it in self._running if it.drafting is not None and _num_in_flight(it) > 0]
+        if any(it.drafting is not None and it.drafting.is_on for it in in_flight):
+            return True
+        first = self._num_looks % max(len(in_flight), 1)
+        looked_for = (in_flight[first:] + in_flight[:first])[:_MOST_LOOKS]
+        self._num_looks += _MOST_LOOKS
+        return any(self._look(request, num_rows=len(in_flight)) for request in looked_for)
 
     def add_drafts(self, builder: PlanBuilder) -> None:
         """Add drafts to a step that has all of its decodes, as long as they pay. No page is evicted for a draft."""
-        decodes = builder.decodes
-        num_left = min(_MAX_ROWS - len(decodes), builder.num_tokens_left)
-        if self._drafter is None or not 0 < len(decodes) <= _MAX_DECODES:
+        decodes, num_rows = builder.decodes, len(builder.decodes)
+        self._has_drafts = False
+        num_left = min(self._limits.max_rows - num_rows, builder.num_tokens_left)
+        if self._drafter is None or not 0 < num_rows <= self._limits.max_requests:
             return
-        num_rows = len(decodes)
-        row_share = max(self._cost.row_share(num_rows), _LEAST_SHARE)
+        row_share = self._row_share(num_rows)
         for request in decodes:
             drafting = request.drafting
             if drafting is None or request.progress.num_launched_samples != request.num_outputs:
@@ -75,6 +87,7 @@ class Speculation:
             if tokens:
                 num_left -= len(tokens)
                 builder.add_draft(request, tokens)
+                self._has_drafts = True
                 drafting.num_steps += 1
                 drafting.num_drafted += len(tokens)
                 self._counters.spec_verify_steps += 1
@@ -104,6 +117,21 @@ class Speculation:
         if self._drafter is not None and plan.num_decodes == plan.num_rows:
             self._cost.saw(plan.num_rows, seconds)
 
+    def _row_share(self, num_rows: int) -> float:
+        return max(self._cost.row_share(num_rows), _LEAST_SHARE)
+
+    def _look(self, request: Request, *, num_rows: int) -> bool:
+        """Turn the drafts of `request` on if what is known of its text goes on with one that pays."""
+        assert self._drafter is not None and request.drafting is not None
+        drafting = request.drafting
+        if request.max_new_tokens - request.num_outputs - _num_in_flight(request) <= 1:
+            return False
+        tokens, source = self._drafter.draft(request, drafting, 1)
+        if len(tokens):
+            acceptance = drafting.by_source.setdefault(source, Acceptance(_FIRST_RATES[source]))
+            drafting.is_on = acceptance.may_pay(num_rows=num_rows, row_share=self._row_share(num_rows))
+        return drafting.is_on
+
     def _draft(self, request: Request, drafting: Drafting, most: int, *, num_rows: int, row_share: float) -> list[int]:
         assert self._drafter is not None
         tokens, source = self._drafter.draft(request, drafting, most)
@@ -116,6 +144,11 @@ class Speculation:
         length = self._running.make_room(request, length)
         drafting.is_open = length > 0
         return tokens[:length].tolist()
+
+
+def _num_in_flight(request: Request) -> int:
+    """Tokens that launched steps sample for `request` and that are not known yet; more than 1: with a draft."""
+    return request.progress.num_launched_samples - request.num_outputs
 
 
 def may_draft(request: Request) -> bool:

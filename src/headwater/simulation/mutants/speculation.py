@@ -100,7 +100,7 @@ def the_runner_keeps_the_last_token_of_a_draft() -> list[Patch]:
 @mutant(profile="speculation", seed=9)
 def steps_are_planned_upon_drafts() -> list[Patch]:
     """The next step of a request does not wait until its draft is judged."""
-    return [(Speculation, "awaits_token", lambda self, request: False)]
+    return [(Speculation, "awaits_tokens", lambda self: False)]
 
 
 @mutant(profile="speculation", seed=2)
