@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-gpu test-oracles test-random test-isa test-templates test-fleet test-pages wheel test-wheel check lint types imports routers fleet training format bench docs clean
+.PHONY: help setup kernels packages dev serve test test-fast test-gpu test-oracles test-random test-isa test-templates test-fleet test-pages test-dashboard wheel test-wheel check lint types imports routers fleet training format bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -138,6 +138,9 @@ test-fleet: dev $(FLEET)  ## The tests of a fleet on Ray: one to three minutes o
 
 test-pages: dev  ## The commands of the pages that start servers or take seconds of CPU; `make test` runs the others
 	$(BIN)/python -m pytest tests/pages/page_servers.py $(ARGS)
+
+test-dashboard: dev  ## Every query of the Grafana dashboard, asked of a real Prometheus (apt-get install prometheus); 2 min
+	$(BIN)/python integrations/monitoring/dashboard_queries.py $(ARGS)
 
 test-fast: dev  ## The tests that need neither torch nor a model
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

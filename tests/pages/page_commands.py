@@ -84,6 +84,7 @@ ELSEWHERE: list[tuple[str, str, str]] = [
     (r"docs/deployment\.md", r"docker ", _DOCKER),
     (r"docs/deployment\.md", r"kubectl ", _KUBERNETES),
     (r"docs/metrics\.md", r"docker ", _DOCKER),
+    (r"docs/metrics\.md", r"python integrations/monitoring", "CI runs it: `make test-dashboard`"),
     (r"docs/logs\.md", r"pip install", _INSTALLS),
     (r"docs/first-hour\.md", r"EXTRAS=top make setup", "installs a package; CI runs `make setup`"),
     (r"docs/mutants\.md", r"python -m headwater\.simulation", f"{_MINUTES}; tests/simulation hunts each mutant"),
