@@ -5,9 +5,10 @@
     python integrations/monitoring/dashboard_queries.py --keep      # and keep the result in integrations/results
 
 Starts `headwater serve` with three tiers, a Prometheus that scrapes it every second, and a load that evicts, restores,
-flushes in every mode and meets a limit. After half a minute it breaks the store, and at last it ends the server. A check
-of a panel passes if each of its queries has had an answer, one of an alarm if its condition has had one; two alarms must
-fire. Needs Debian's package `prometheus` and takes one to two minutes. The exit code is 1 if a check failed.
+flushes in every mode and meets a limit. After half a minute it breaks the store, and at last it ends the server. A
+check of a panel passes if each of its queries has had an answer, one of an alarm if its condition has had one; two
+alarms must fire. Needs Debian's package `prometheus` and takes one to two minutes. The exit code is 1 if a check
+failed.
 """
 
 import argparse

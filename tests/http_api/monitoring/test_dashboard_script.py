@@ -1,4 +1,4 @@
-"""integrations/monitoring/dashboard_queries.py, without its Prometheus: what it would ask, and what it calls a failure."""
+"""integrations/monitoring/dashboard_queries.py without its Prometheus: what it asks, and what it calls a failure."""
 
 import sys
 from pathlib import Path
