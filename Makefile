@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-gpu test-oracles test-random test-isa test-templates test-fleet test-pages test-dashboard wheel test-wheel check lint types imports routers fleet training format bench docs clean
+.PHONY: help setup kernels packages dev serve test test-fast test-gpu test-oracles test-mutants test-random test-isa test-templates test-fleet test-pages test-dashboard wheel test-wheel check lint types imports routers fleet training format bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -79,26 +79,30 @@ serve: setup  ## Serve the default model on 127.0.0.1:30000
 # in the order of the folders: by the number of tests, the files with one long test would come last, one after another
 # with bytecode, or each of them would rewrite the assertions of all files, in every run
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-test test-gpu test-oracles test-random: export PYTHONDONTWRITEBYTECODE =
+test test-gpu test-oracles test-mutants test-random: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## All tests but those of the targets below, fast and slow, in JOBS processes
-	$(PYTEST) -m "not (gpu or oracle or random)" $(ARGS)
+	$(PYTEST) -m "not (gpu or oracle or mutants or random or emulated)" $(ARGS)
 
 # the folders that hold such tests, so that no others are collected
 test-gpu: dev  ## What a GPU runs: runner, attention, kernels; interpreted where there is no GPU
 	$(PYTEST) -m gpu tests/devices tests/execution $(ARGS)
 test-oracles: dev  ## Long texts of the default model beside other computations of the same, and 64 streams across updates
 	$(PYTEST) -m oracle tests/e2e/training tests/execution tests/launch $(ARGS)
+test-mutants: dev  ## Engines, caches and fronts that are wrong on purpose: each must be noticed
+	$(PYTEST) -m mutants tests/cache tests/fleet tests/simulation $(ARGS)
 test-random: dev  ## Random runs and requests from a fresh seed: HEADWATER_SIMULATION_S=60 HOSTILE_REQUESTS=120 for more
 	$(PYTEST) -m random tests/http_api tests/simulation $(ARGS)
 
 # a library for each instruction set that the processor runs, and numpy without any
 ISA_TESTS := tests/devices/cpu/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
+ISA_PYTEST = $(BIN)/python -m pytest -q -m "not emulated" -k "not cuda" $(ISA_TESTS)
 ISAS = $$($(BIN)/python -c 'from headwater.devices.cpu.kernel_build import usable_instruction_sets as f; print(*(i.name for i in f()))')
 COMPILING := tests/release/all_sets_compile.py tests/devices/cpu/under_sanitizers.py tests/devices/cuda/kernels_compile.py
 test-isa: dev  ## The CPU's layers, attention and loading with each set of kernels, and without; sanitizers; all kernels compile
 	$(BIN)/python -m pytest -q $(COMPILING)
-	for isa in $(ISAS); do HEADWATER_CPU_ISA=$$isa $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS) || exit 1; done
-	HEADWATER_NATIVE=0 $(BIN)/python -m pytest -q -k "not cuda" $(ISA_TESTS)
+	$(BIN)/python -m pytest -q -m emulated tests/devices/cpu
+	for isa in $(ISAS); do HEADWATER_CPU_ISA=$$isa $(ISA_PYTEST) || exit 1; done
+	HEADWATER_NATIVE=0 $(ISA_PYTEST)
 
 # other people's files, so they are fetched and not kept: 76 MB, in llama-cpp-python's sources
 test-templates: dev  ## Official chat templates, rendered beside transformers

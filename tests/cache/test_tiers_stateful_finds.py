@@ -93,6 +93,7 @@ ALL = [MUTANTS[name] for name in OF_THE_CACHE + OF_THE_STORE] + [
 ]
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.name)
 def test_a_wrong_cache_is_noticed(mutant: Mutant) -> None:
     only_generated = settings(

@@ -14,7 +14,7 @@ from front_mutants import FRONT_MUTANTS, NOTICED_BY, Check
 
 from headwater.fleet import proxy
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]  # the tests of tensors need torch
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.mutants]  # the tests of tensors need torch
 PAGE = Path(__file__).parents[2] / "docs" / "mutants.md"
 
 

@@ -41,6 +41,7 @@ def test_runs_repeat_exactly_and_do_what_they_are_for() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.mutants
 @pytest.mark.parametrize("mutant", FLEET_MUTANTS.values(), ids=lambda mutant: mutant.name)
 def test_every_mutant_is_caught(mutant) -> None:
     """A check that misses one of these would miss the real thing, too."""

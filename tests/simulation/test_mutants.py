@@ -7,7 +7,7 @@ from headwater.simulation.random_runs.profiles import PROFILES
 from headwater.simulation.random_runs.run import random_run
 from headwater.simulation.random_runs.shrink import shrink
 
-pytestmark = pytest.mark.slow  # half a minute
+pytestmark = [pytest.mark.slow, pytest.mark.mutants]
 MAX_TURNS = 150_000
 _turns_played: dict[tuple[str, int], int] = {}  # by profile and seed: the turns in which mutants were caught
 

@@ -42,7 +42,8 @@ STEPS: list[list[Span]] = [
 
 _MANY_HEADS = 2 if sanitized.LIBRARY else 9  # two read and write what nine do
 _HAS_EMULATION = platform.machine() == "x86_64" and not sanitized.LIBRARY  # others bring their library
-_SETS = [*(isa.name for isa in usable_instruction_sets()), *((EMULATED,) if _HAS_EMULATION else ())]
+_EMULATED_SETS = [pytest.param(EMULATED, marks=pytest.mark.emulated)] if _HAS_EMULATION else []
+_SETS = [*(isa.name for isa in usable_instruction_sets()), *_EMULATED_SETS]
 
 
 @pytest.fixture(scope="module", params=_SETS)

@@ -238,6 +238,7 @@ def _steps_of_tiles() -> list[StepArrays]:
     return steps
 
 
+@pytest.mark.emulated
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["Q4_1", "Q8_0", "bfloat16"])
 def test_activations_of_tiles_are_the_same_bits_without_a_detour(emulated: KernelLibrary, format: str) -> None:
@@ -254,6 +255,7 @@ def test_activations_of_tiles_are_the_same_bits_without_a_detour(emulated: Kerne
     assert [op.job.only_decodes for op in fused.ops if isinstance(op.job, QuantizeJob)] == [1, 1]
 
 
+@pytest.mark.emulated
 @pytest.mark.slow
 def test_numbers_of_tiles_that_others_read_are_written_as_well(emulated: KernelLibrary) -> None:
     """A second reader that is no product: all stays as it was."""

@@ -315,6 +315,7 @@ def test_formats_without_a_kernel_are_packed_as_float32(library: KernelLibrary) 
     assert aligned(3).ctypes.data % 64 == packed.blocks.ctypes.data % 64 == 0
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("format", [*BLOCKS, "bfloat16"])
 def test_products_by_tiles_are_right(emulated: KernelLibrary, format: str) -> None:
     """What the tests above say of every set, for tiles of one row up to several tiles."""
@@ -335,6 +336,7 @@ def test_products_by_tiles_are_right(emulated: KernelLibrary, format: str) -> No
     test_activations_are_quantised_as_in_numpy(emulated, format)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("format", [*BLOCKS, "bfloat16"])
 def test_a_row_of_tiles_depends_neither_on_its_neighbours_nor_on_chunks(emulated: KernelLibrary, format: str) -> None:
     """Bit for bit, with inputs for more than one panel and rows for more than one chunk, in any order of chunks."""

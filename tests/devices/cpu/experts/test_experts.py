@@ -224,6 +224,7 @@ def test_a_rows_bits_depend_on_no_other_row(library: KernelLibrary, format: str)
         assert np.array_equal(run(device, layer, x[rows], logits[rows]), whole[rows])
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("format", ["bfloat16", "Q8_0", "Q4_0"])
 def test_experts_of_prompts_are_multiplied_in_registers(emulated: KernelLibrary, format: str) -> None:
     """Where AMX multiplies the prompts of other layers, whose activations are others."""
