@@ -219,3 +219,21 @@ def test_a_broken_store_is_on_the_screen_until_it_is_back(script: HttpScript) ->
         await until(pilot, lambda: app.screen.query_one("#notices").region.height == 0)
 
     drive(script, steps)
+
+
+def test_what_the_log_leaves_over_shows_tenants(script: HttpScript) -> None:
+    """On 24 lines as well; a warning takes these lines first."""
+    well, broken = snapshot_of(), broken_store()
+    for found in (well, broken):
+        found["engines"]["0"]["map"]["roots"]["1"] |= {"num_tokens": 60}
+    show(script, well)
+
+    async def steps(pilot: Pilot[None], app: TopApp) -> None:
+        await until(pilot, lambda: "tenants  acme 100 %" in screen_of(app))
+        await until(pilot, lambda: app.screen.query_one("#log").size.height >= 3)
+        assert app.screen.query_one("#log").region.bottom <= 23
+        show(script, broken)
+        await until(pilot, lambda: "WARNING (43 s)" in screen_of(app))
+        await until(pilot, lambda: app.screen.query_one("#log").region.bottom <= 23)
+
+    drive(script, steps)

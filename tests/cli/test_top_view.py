@@ -11,6 +11,7 @@ from rich.text import Text
 from headwater.cli.top import view
 from headwater.cli.top.actions import FlushChoice
 from headwater.cli.top.feed import events
+from headwater.cli.top.more import more_lines
 from headwater.cli.top.series import Series, quantile_of
 
 TIER = {"free": 60, "tree": 25, "private": 10, "retired": 4, "transfer": 1, "capacity": 100, "page_bytes": 1 << 20}
@@ -84,6 +85,42 @@ def test_no_notice_without_trouble_and_one_for_engines_that_share_it() -> None:
     found["engines"]["1"] = found["engines"]["0"]
     assert plain(view.notices(found)).count("WARNING") == 1
     assert "engine 0" in plain(view.notices(found))
+
+
+def lines_of(snapshot: dict[str, Any], *, series: Series | None = None, num_lines: int = 10) -> list[str]:
+    found = more_lines(snapshot, series or Series(), range_s=60, num_lines=num_lines, width=78)
+    return plain(found).splitlines()
+
+
+def test_where_lines_are_left_copies_tenants_and_pins_are_shown() -> None:
+    found = snapshot_of()
+    engine = found["engines"]["0"]
+    assert lines_of(found) == [], "nothing is copied, cached or pinned"
+    engine["copies"] = {"offload": {"in_flight": 2}, "restore": {"in_flight": 0}}
+    engine["map"]["roots"] = {
+        str(index): {"cache_salt": salt, "num_tokens": tokens}
+        for index, (salt, tokens) in enumerate([("acme", 60), ("", 20), ("acme", 10), ("b", 5), ("c", 4), ("d", 1)])
+    }
+    engine["pins"] = {"pin-1": {"num_tokens": 1200, "ends_in_s": 40}, "pin-2": {"num_tokens": 80, "ends_in_s": 7}}
+    series = Series()
+    series.push({"t": 1000})
+    series.push({"t": 2000, "offload.bytes": 50 << 20, "offload.ms": 250, "persist.bytes": 1 << 20, "persist.ms": 100})
+    assert lines_of(found, series=series) == [
+        "copies   offload 200 MiB/s (2 now)   persist 10 MiB/s",
+        "tenants  acme 70 %   no salt 20 %   b 5 %   c 4 %   and 1 more",
+        "pins     2 pins hold 1,280 tokens; the next ends in 7 s",
+    ]
+    assert len(lines_of(found, num_lines=2)) == 2
+
+
+def test_engines_stand_side_by_side_and_one_that_is_silent_says_why() -> None:
+    found = snapshot_of()
+    found["engines"]["0"] |= {"requests": {"running": 3, "queued": 1}, "generation": 7}
+    found["engines"]["1"] = {"up": False, "message": "it is silent"}
+    assert lines_of(found)[:2] == [
+        "engine 0 serving  3 running  1 queued  device 40 %  host 20 %  generation 7",
+        "engine 1 ! it is silent",
+    ]
 
 
 def test_tiers_are_summed_over_engines_and_fit_the_width() -> None:

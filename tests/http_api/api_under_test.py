@@ -135,10 +135,11 @@ def call_in_loop_of(state: ApiState, function: Callable[..., object], *arguments
 
 @contextlib.contextmanager
 def served(
-    engine: Any, *, connections: ConnectionLimits = ConnectionLimits(), **settings: Any
+    *engines: Any, connections: ConnectionLimits = ConnectionLimits(), **settings: Any
 ) -> Iterator[tuple[str, ApiState]]:
     """The app in a real server on a free port of 127.0.0.1; its URL and state."""
-    state = ApiState(client=EngineClient([engine.endpoint]), **({"server_args": {}} | settings))
+    endpoints = [engine.endpoint for engine in engines]
+    state = ApiState(client=EngineClient(endpoints), **({"server_args": {}} | settings))
     listener = socket.create_server(("127.0.0.1", 0))
     server = HttpServer(create_app(state), connections, log_level="warning", timeout_graceful_shutdown=2)
 
@@ -146,7 +147,7 @@ def served(
         _loops[id(state)] = asyncio.get_running_loop()
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         await state.client.start()
-        (ready,) = await state.client.wait_ready(timeout_s=20)
+        ready, *_ = await state.client.wait_ready(timeout_s=20)
         state.set_ready(tokenizer=TOKENIZER, model=facts(ready))
         await serving
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -16,9 +16,11 @@ from headwater.cli.server_call import Server
 from headwater.cli.top import actions, view
 from headwater.cli.top.actions import FlushChoice, Outcome
 from headwater.cli.top.feed import Feed, Json
+from headwater.cli.top.more import more_lines
 from headwater.cli.top.screens import ChooseOperation, Confirm, FlushDialog, Help
 from headwater.cli.top.series import Series
 
+GAPS, LOG_LINES = 4, 3  # at least
 PAUSE = "Pause generation? Running requests go back to the queue and go on after the pause."
 
 
@@ -91,6 +93,7 @@ class TopApp(App[None]):
         yield Static(id="notices")
         yield Static(id="tiers", classes="gap")
         yield Static(id="figures", classes="gap")
+        yield Static(id="more")
         yield Static(id="operations", classes="gap")
         yield Static(id="outcome", markup=False)
         yield Static(id="log")
@@ -193,10 +196,24 @@ class TopApp(App[None]):
                 self._snapshot, num_lines=base.query_one("#log", Static).size.height or 5, width=width
             ),
         }
+        shown["more"] = more_lines(
+            self._snapshot,
+            self._series,
+            range_s=view.RANGES[self._range][0],
+            num_lines=self._lines_left(shown, width=width),
+            width=width,
+        )
+        base.query_one("#more").display = bool(shown["more"])
         base.set_class(bool(shown["notices"]), "warned")  # the lines of a warning come from gaps and the log
         base.query_one("#notices").display = bool(shown["notices"])
         for name, text in shown.items():
             base.query_one(f"#{name}", Static).update(text)
+
+    def _lines_left(self, shown: Mapping[str, Text], *, width: int) -> int:
+        """Lines that neither the other texts need nor the log and the keys."""
+        texts = [text for name, text in shown.items() if name != "log" and (text or name != "notices")]
+        taken = sum(len(text.wrap(self.console, width)) for text in texts)
+        return max(0, self.size.height - taken - GAPS - LOG_LINES - 1)
 
     def _outcome_text(self) -> Text:
         if self._outcome is None:

@@ -177,11 +177,12 @@ def tier_names(snapshot: Json) -> tuple[str, ...]:
 
 def salts(snapshot: Json) -> list[str]:
     """The salts of the cached prefixes, without the empty one."""
-    roots = [root for engine in snapshot.get("engines", {}).values() for root in _roots(engine)]
-    return sorted({root["cache_salt"] for root in roots if root["cache_salt"]})
+    found = [root for engine in snapshot.get("engines", {}).values() for root in roots(engine)]
+    return sorted({root["cache_salt"] for root in found if root["cache_salt"]})
 
 
-def _roots(engine: Json) -> Sequence[Json]:
+def roots(engine: Json) -> Sequence[Json]:
+    """The namespaces of an engine's map."""
     return list((engine.get("map") or {}).get("roots", {}).values())
 
 
