@@ -8,7 +8,7 @@ from scheduler_steps import PAGE, Steps
 
 from headwater.messages.generation import TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, StepPlan, StepResult
-from headwater.scheduling.speculation.drafters import SpeculationSettings
+from headwater.scheduling.speculation.drafters import GPU_LIMITS, SpeculationSettings
 from headwater.scheduling.speculation.drafting import Source
 
 
@@ -223,3 +223,58 @@ def test_pages_of_a_draft_reach_the_runner():
     plan = steps.plan()
     mapped = {update.first + n: page for update in plan.page_updates for n, page in enumerate(update.pages.tolist())}
     assert max(mapped) == int(plan.num_computed[-1]) // PAGE
+
+
+def ahead(steps: Steps, num_steps: int, *, drafted_s: float = 0.006) -> list[StepPlan]:
+    """Steps as a GPU computes them, one ahead of what is known: 4 ms, with drafts `drafted_s`. All rows sample 11."""
+    plans: list[StepPlan] = []
+    pending: StepPlan | None = None
+    while len(plans) < num_steps:
+        plan = steps.plan()
+        assert plan is not None or pending is not None, "nothing runs, and nothing is planned"
+        assert plan is None or pending is None or not (plan.has_drafts or pending.has_drafts), "upon unknown tokens"
+        if plan is not None:
+            plans.append(plan)
+        if pending is not None:
+            steps.clock.advance(drafted_s if pending.has_drafts else 0.004)
+            end(steps, pending, [11] * pending.num_rows)
+        pending = plan
+    return plans
+
+
+@pytest.mark.parametrize(("drafted_s", "num_drafting", "pays"), [(0.006, 1, False), (0.006, 8, True), (0.004, 1, True)])
+def test_a_batch_waits_for_tokens_only_if_its_drafts_bring_more_than_the_wait_costs(drafted_s, num_drafting, pays):
+    """Of eight requests, one has two right tokens a step: not worth half a step of all, but worth nothing at all."""
+    names = [f"r{n}" for n in range(8)]
+    settings = SpeculationSettings(
+        drafter=ScriptedDrafter(**{name: [11, 11] for name in names[:num_drafting]}), limits=GPU_LIMITS
+    )
+    sizes = {"num_pages": 4000, "max_running": 8, "max_step_tokens": 400, "max_context": 2000, "max_queued": 20}
+    steps = Steps(speculation=settings, **sizes)
+    for number, name in enumerate(names):
+        steps.add(name, 6, 1000, first_id=100 * number)
+    plans = ahead(steps, 150, drafted_s=drafted_s)
+    drafted = [plan.has_drafts for plan in plans[100:]]
+    assert all(drafted) if pays else not any(drafted)
+    assert any(plan.has_drafts for plan in plans[:100])
+
+
+def test_text_that_repeats_nothing_is_launched_ahead():
+    steps = Steps(speculation=SpeculationSettings(drafter=ScriptedDrafter(), limits=GPU_LIMITS))
+    steps.add("a", 6, 20)
+    first = steps.plan()
+    second = steps.plan()
+    assert second is not None and second.token_ids.tolist() == [NEWEST_TOKEN]
+    end(steps, first, [11])
+
+
+def test_a_batch_that_is_too_large_is_launched_ahead():
+    names = [f"r{n}" for n in range(33)]
+    drafter = ScriptedDrafter(**{name: [11, 12] for name in names})
+    sizes = {"num_pages": 400, "max_running": 33, "max_step_tokens": 400, "max_queued": 40}
+    steps = Steps(speculation=SpeculationSettings(drafter=drafter, limits=GPU_LIMITS), **sizes)
+    for number, name in enumerate(names):
+        steps.add(name, 6, 20, first_id=100 * number)
+    steps.plan()
+    second = steps.plan()
+    assert second is not None and not second.has_drafts

@@ -88,6 +88,12 @@ class StepPlan(Struct, frozen=True, eq=False):
         return bool((slots[1:] == slots[:-1]).any())
 
     @property
+    def num_requests(self) -> int:
+        """Rows, but for drafts."""
+        slots = self.slots[: self.num_decodes]
+        return self.num_rows - int((slots[1:] == slots[:-1]).sum())
+
+    @property
     def is_drafted(self) -> npt.NDArray[np.bool_]:
         """Of each decode, whether it is part of a draft, the first row of one included. [num_decodes]"""
         found = np.zeros(self.num_decodes, dtype=np.bool_)

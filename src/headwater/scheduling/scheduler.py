@@ -234,6 +234,7 @@ class Scheduler:
         self.running.launched(rows, plan.step_id)
         self._num_launched += 1
         self._launched_s = self._clock.now()
+        self.speculation.planned(self._launched_s)
         return plan
 
     # --- admission ----------------------------------------------------------------------------------
@@ -288,9 +289,10 @@ class Scheduler:
     def collect(self, plan: StepPlan, result: StepResult) -> None:
         """Apply the result of a step. Rows of requests that have left their slot are dropped here."""
         self.running.collected(plan.step_id)
-        num_prefill, took_s = len(plan.token_ids) - plan.num_decodes, self._clock.now() - self._launched_s
+        now_s = self._clock.now()
+        num_prefill, took_s = len(plan.token_ids) - plan.num_decodes, now_s - self._launched_s
         self._pace.saw(num_prefill, took_s)
-        self.speculation.saw_step(plan, took_s)
+        self.speculation.ended(plan, now_s)
         if num_prefill >= _MIN_PREFILL_SAMPLE:
             self.cache.lower.restore_cost.saw_prefill(num_prefill, took_s)
         running, slots, prompt_logprobs = self.running, self.running.slots, result.prompt_logprobs
@@ -326,6 +328,7 @@ class Scheduler:
         The step no longer runs. Steps are collected or fail in the order of their launch.
         """
         self.running.collected(plan.step_id)
+        self.speculation.ended(plan, self._clock.now(), has_failed=True)
         rows = dict.fromkeys(zip(plan.slots.tolist(), plan.uses.tolist(), strict=True))  # once, also with a draft
         ended = [request for slot, use in rows if (request := self.running.slots.at(slot, use=use)) is not None]
         for request in ended:

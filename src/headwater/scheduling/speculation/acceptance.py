@@ -33,26 +33,31 @@ class Acceptance:
         As many as bring the most tokens a second. A request whose drafts do not pay tries one token now and then.
         """
         found = best_length(self.rate, most, num_rows=num_rows, row_share=row_share)
-        if found:
-            return found
-        self._num_waited += 1
-        if self._num_waited < self._wait:
+        return found or self.trial(row_share)
+
+    def trial(self, least_rate: float) -> int:
+        """1 now and then, as the length of a draft that does not pay, else 0. Drafts pay above `least_rate`."""
+        if not self.is_due:
+            self.pass_over()
             return 0
         self._num_waited = 0
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        self.rate = max(self.rate, row_share)  # if the token is wrong, drafts are off again
+        self.rate = max(self.rate, least_rate)  # if the token is wrong, drafts are off again
         return 1
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a trial is due with the next token."""
+        return self._num_waited + 1 >= self._wait
 
-    def may_pay(self, *, num_rows: int, row_share: float) -> bool:
-        """Whether `length` would not be 0: asked before the token that a draft follows is known, instead of `length`.
-
-        It counts as a token without a draft if not.
-        """
-        if best_length(self.rate, 1, num_rows=num_rows, row_share=row_share) or self._num_waited + 1 >= self._wait:
-            return True
+    def pass_over(self) -> None:
+        """A token had no draft."""
         self._num_waited += 1
-        return False
+
+
+    def gain(self, length: int, *, row_share: float) -> float:
+        """Tokens that a draft of `length` is expected to bring, less those that its rows cost."""
+        return sum(self.rate**place for place in range(1, length + 1)) - row_share * length
 
 
 def best_length(rate: float, most: int, *, num_rows: int, row_share: float) -> int:
@@ -94,10 +99,19 @@ class StepCost:
         self._spread = (1 - weight) * (self._spread + weight * off_rows * off_rows)
         self._slope_sum = (1 - weight) * (self._slope_sum + weight * off_rows * off_seconds)
 
+    @property
+    def row_s(self) -> float:
+        """Seconds of a row more; 0 while the steps' sizes show none."""
+        return max(0.0, self._slope_sum / self._spread) if self._spread >= _LEAST_SPREAD else 0.0
+
+    def seconds(self, num_rows: int) -> float:
+        """The time of a step of `num_rows`; 0 before one was seen."""
+        return max(0.0, self._seconds + self.row_s * (num_rows - self._rows))
+
     def row_share(self, num_rows: int) -> float:
         """All rows' share of the time of a step of `num_rows`; the rest is the same for any number of rows."""
         if self._spread >= _LEAST_SPREAD:
-            row_s = max(0.0, self._slope_sum / self._spread)
+            row_s = self.row_s
             base_s = max(0.0, self._seconds - row_s * self._rows)
         else:
             row_s, base_s = _FIRST_SHARE, 1 - _FIRST_SHARE

@@ -25,7 +25,7 @@ class Drafting:
     suffixes: TokenSuffixes | None = None  # made with the first draft
     node: Node | None = None  # where its text is in the tree: it matches up to the end of this node
     num_in_node: int = 0  # tokens of the request up to that end
-    is_on: bool = False  # whether there was a draft when it was last looked for
+    is_on: bool = False  # whether a draft was found when one was last looked for
     source: Source = Source.NONE  # of the newest draft
     is_open: bool = False  # whether all tokens of the newest draft were right so far
     num_steps: int = 0  # with drafts

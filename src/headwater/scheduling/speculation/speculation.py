@@ -7,16 +7,19 @@ request's tokens, in its private pages, and is overwritten before anything reads
 """
 
 from headwater.cache.prefix_cache import PrefixCache
+from headwater.messages.base import TokenIds
 from headwater.scheduling.counters import Counters
 from headwater.scheduling.plan import StepPlan
 from headwater.scheduling.plan_builder import PlanBuilder
 from headwater.scheduling.request import Request
 from headwater.scheduling.running import RunningRequests
-from headwater.scheduling.speculation.acceptance import Acceptance, StepCost
+from headwater.scheduling.speculation.acceptance import Acceptance, best_length
 from headwater.scheduling.speculation.drafters import SpeculationSettings
 from headwater.scheduling.speculation.drafting import Drafting, Source
+from headwater.scheduling.speculation.step_times import StepTimes
 
 _LEAST_SHARE = 0.05  # of a row in the time of a step, however cheap rows seem to be
+_DEAREST_TRIAL = 1.0  # tokens that a draft may cost which hardly pays, to see whether it is right
 _MOST_LOOKS = 4  # for drafts of requests whose newest token is not known yet, before a step
 _FIRST_RATES = {Source.SHORT_SUFFIX: 0.5, Source.LONG_SUFFIX: 0.8, Source.TREE: 0.8}
 
@@ -40,7 +43,7 @@ class Speculation:
         self._limits = settings.limits
         self._running = running
         self._counters = counters
-        self._cost = StepCost()
+        self._times = StepTimes()
         self._has_drafts = False  # whether the newest plan has some
         self._num_looks = 0
 
@@ -62,36 +65,42 @@ class Speculation:
             return True
         if not 0 < len(self._running) <= self._limits.max_requests:
             return False
-        in_flight = [it for it in self._running if it.drafting is not None and _num_in_flight(it) > 0]
-        if any(it.drafting is not None and it.drafting.is_on for it in in_flight):
-            return True
-        first = self._num_looks % max(len(in_flight), 1)
-        looked_for = (in_flight[first:] + in_flight[:first])[:_MOST_LOOKS]
-        self._num_looks += _MOST_LOOKS
-        return any(self._look(request, num_rows=len(in_flight)) for request in looked_for)
+        in_flight = [it for it in self._running if _num_in_flight(it) > 0]
+        if self._times.needs_plain(len(in_flight)):
+            return False
+        self._look_at_some([it for it in in_flight if it.drafting is not None])
+        candidates = [it.drafting for it in in_flight if it.drafting is not None and it.drafting.is_on]
+        found = [it.by_source[it.source] for it in candidates]
+        if not self._would_draft(found, num_rows=len(in_flight)):
+            for acceptance in found:
+                acceptance.pass_over()
+            return False
+        return True
 
     def add_drafts(self, builder: PlanBuilder) -> None:
         """Add drafts to a step that has all of its decodes, as long as they pay. No page is evicted for a draft."""
         decodes, num_rows = builder.decodes, len(builder.decodes)
         self._has_drafts = False
-        num_left = min(self._limits.max_rows - num_rows, builder.num_tokens_left)
         if self._drafter is None or not 0 < num_rows <= self._limits.max_requests:
             return
-        row_share = self._row_share(num_rows)
-        for request in decodes:
+        if self._times.is_ahead and self._times.needs_plain(num_rows):
+            return
+        num_left = min(self._limits.max_rows - num_rows, builder.num_tokens_left)
+        found = [(it, tokens) for it in decodes if len(tokens := self._find(it, num_left))]
+        lengths = self._lengths([(_acceptance(it), len(tokens)) for it, tokens in found], num_rows=num_rows)
+        for (request, tokens), length in zip(found, lengths, strict=True):
             drafting = request.drafting
-            if drafting is None or request.progress.num_launched_samples != request.num_outputs:
-                continue
-            most = min(self._num_draft_tokens, num_left, request.max_new_tokens - request.num_outputs - 1)
-            tokens = self._draft(request, drafting, most, num_rows=num_rows, row_share=row_share) if most > 0 else []
-            if tokens:
-                num_left -= len(tokens)
-                builder.add_draft(request, tokens)
+            assert drafting is not None
+            length = self._running.make_room(request, min(length, num_left))
+            drafting.is_on = drafting.is_open = length > 0
+            if length > 0:
+                num_left -= length
+                builder.add_draft(request, tokens[:length].tolist())
                 self._has_drafts = True
                 drafting.num_steps += 1
-                drafting.num_drafted += len(tokens)
+                drafting.num_drafted += length
                 self._counters.spec_verify_steps += 1
-                self._counters.spec_draft_tokens += len(tokens)
+                self._counters.spec_draft_tokens += length
 
     def confirms(self, request: Request, position: int, token_id: int) -> bool:
         """Whether the row of a draft counts that was computed from `token_id` at `position`.
@@ -112,38 +121,77 @@ class Speculation:
             drafting.is_open = False
         return is_right
 
-    def saw_step(self, plan: StepPlan, seconds: float) -> None:
-        """A step has taken so long. Only steps of decodes alone count."""
-        if self._drafter is not None and plan.num_decodes == plan.num_rows:
-            self._cost.saw(plan.num_rows, seconds)
+    def planned(self, now_s: float) -> None:
+        """A step is about to be launched."""
+        if self._drafter is not None:
+            self._times.planned(now_s)
+
+    def ended(self, plan: StepPlan, now_s: float, *, has_failed: bool = False) -> None:
+        """The oldest step in flight has ended."""
+        if self._drafter is None:
+            return
+        if has_failed:
+            self._times.failed(now_s)
+        else:
+            self._times.ended(plan, now_s)
 
     def _row_share(self, num_rows: int) -> float:
-        return max(self._cost.row_share(num_rows), _LEAST_SHARE)
+        return max(self._times.row_share(num_rows), _LEAST_SHARE)
 
-    def _look(self, request: Request, *, num_rows: int) -> bool:
-        """Turn the drafts of `request` on if what is known of its text goes on with one that pays."""
-        assert self._drafter is not None and request.drafting is not None
-        drafting = request.drafting
-        if request.max_new_tokens - request.num_outputs - _num_in_flight(request) <= 1:
-            return False
-        tokens, source = self._drafter.draft(request, drafting, 1)
-        if len(tokens):
-            acceptance = drafting.by_source.setdefault(source, Acceptance(_FIRST_RATES[source]))
-            drafting.is_on = acceptance.may_pay(num_rows=num_rows, row_share=self._row_share(num_rows))
-        return drafting.is_on
+    def _lengths(self, found: list[tuple[Acceptance, int]], *, num_rows: int) -> list[int]:
+        """How long the drafts of a step are, of requests with so many tokens each."""
+        row_share, jump = self._row_share(num_rows), self._times.jump(num_rows)
+        if not jump:
+            return [it.length(most, num_rows=num_rows, row_share=row_share) for it, most in found]
+        lengths = [best_length(it.rate, most, num_rows=num_rows, row_share=row_share) for it, most in found]
+        gains = [it.gain(length, row_share=row_share) for (it, _), length in zip(found, lengths, strict=True)]
+        if sum(gains) > jump:
+            return lengths
+        if jump > _DEAREST_TRIAL:
+            return [0] * len(found)
+        return [it.trial(jump / (1 + jump)) for it, _ in found]
 
-    def _draft(self, request: Request, drafting: Drafting, most: int, *, num_rows: int, row_share: float) -> list[int]:
+    def _would_draft(self, found: list[Acceptance], *, num_rows: int) -> bool:
+        """Whether `_lengths` would draft something if the tokens in flight were known."""
+        row_share, jump = self._row_share(num_rows), self._times.jump(num_rows)
+        if jump <= _DEAREST_TRIAL and any(it.is_due for it in found):
+            return True
+        most = self._num_draft_tokens
+        lengths = [best_length(it.rate, most, num_rows=num_rows, row_share=row_share) for it in found]
+        return sum(it.gain(length, row_share=row_share) for it, length in zip(found, lengths, strict=True)) > jump
+
+    def _look_at_some(self, requests: list[Request]) -> None:
+        """See whether the known text of requests with a token in flight goes on with a draft. A few in turn."""
+        first = self._num_looks % max(len(requests), 1)
+        self._num_looks += _MOST_LOOKS
+        for request in (requests[first:] + requests[:first])[:_MOST_LOOKS]:
+            drafting = request.drafting
+            assert drafting is not None
+            has_room = request.max_new_tokens - request.num_outputs - _num_in_flight(request) > 1
+            drafting.is_on = has_room and len(self._ask(request, drafting, 1)) > 0
+
+    def _find(self, request: Request, most: int) -> TokenIds:
+        """A draft of a request whose tokens are all known, and its source in `Request.drafting`."""
+        drafting, nothing = request.drafting, request.tokens.view(0, 0)
+        if drafting is None or _num_in_flight(request) > 0:
+            return nothing
+        drafting.is_on = False
+        most = min(self._num_draft_tokens, most, request.max_new_tokens - request.num_outputs - 1)
+        return self._ask(request, drafting, most) if most > 0 else nothing
+
+    def _ask(self, request: Request, drafting: Drafting, most: int) -> TokenIds:
         assert self._drafter is not None
         tokens, source = self._drafter.draft(request, drafting, most)
-        drafting.is_on = False
-        if not len(tokens):
-            return []
-        acceptance = drafting.by_source.setdefault(source, Acceptance(_FIRST_RATES[source]))
-        length = acceptance.length(len(tokens), num_rows=num_rows, row_share=row_share)
-        drafting.source, drafting.is_on = source, length > 0
-        length = self._running.make_room(request, length)
-        drafting.is_open = length > 0
-        return tokens[:length].tolist()
+        if len(tokens):
+            drafting.source = source
+            drafting.by_source.setdefault(source, Acceptance(_FIRST_RATES[source]))
+        return tokens
+
+
+def _acceptance(request: Request) -> Acceptance:
+    """Of the newest draft's source."""
+    assert request.drafting is not None
+    return request.drafting.by_source[request.drafting.source]
 
 
 def _num_in_flight(request: Request) -> int:
