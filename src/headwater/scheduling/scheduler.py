@@ -247,21 +247,20 @@ class Scheduler:
                 return
             if not self.admission.admits(request):
                 continue
-            num_matchable = request.num_matchable
+            limit = request.num_matchable
             lease = self.cache.acquire(
                 request.namespace(self.weights_id),
                 request.tokens,
-                max_cached_tokens=num_matchable,
+                max_cached_tokens=limit,
                 no_store=request.options.no_store or (request.adapter is not None and request.adapter.is_retired),
             )
-            matchable = request.tokens.view(0, num_matchable)
-            if is_worth_waiting(lease, matchable, self.running, page_size=self.cache.page_size):
+            if is_worth_waiting(lease, request.tokens.view(0, limit), self.running, page_size=self.cache.page_size):
                 self.cache.release(lease)
                 continue
-            if self.loading.begin(request, lease, max_cached_tokens=num_matchable):
+            if self.loading.begin(request, lease, max_cached_tokens=limit):
                 self.waiting.remove(request)
                 continue
-            self.cache.find_part(lease, max_cached_tokens=num_matchable)
+            self.cache.find_part(lease, max_cached_tokens=limit)
             if not self.running.reserve(request, lease):
                 self.cache.release(lease)
                 return  # no request overtakes: short prompts cannot starve a long one
@@ -289,16 +288,14 @@ class Scheduler:
     def collect(self, plan: StepPlan, result: StepResult) -> None:
         """Apply the result of a step. Rows of requests that have left their slot are dropped here."""
         self.running.collected(plan.step_id)
-        now_s = self._clock.now()
-        num_prefill, took_s = len(plan.token_ids) - plan.num_decodes, now_s - self._launched_s
+        num_prefill, took_s = len(plan.token_ids) - plan.num_decodes, self._clock.now() - self._launched_s
         self._pace.saw(num_prefill, took_s)
-        self.speculation.ended(plan, now_s)
+        self.speculation.ended(plan, self._clock.now())
         if num_prefill >= _MIN_PREFILL_SAMPLE:
             self.cache.lower.restore_cost.saw_prefill(num_prefill, took_s)
-        running, slots, prompt_logprobs = self.running, self.running.slots, result.prompt_logprobs
+        running, slots, slot_before = self.running, self.running.slots, -1
         columns = (result.slots, result.uses, result.is_finite, plan.num_computed, plan.num_tokens, plan.samples)
         rows = zip(*[column.tolist() for column in columns], result.tokens.tolist(), strict=True)
-        slot_before = -1
         for row, (slot, use, is_finite, first, num_tokens, samples, token_id) in enumerate(rows):
             request, is_draft, slot_before = slots.at(slot, use=use), slot == slot_before, slot
             if request is None or (is_draft and not self.speculation.confirms(request, first, plan.token_ids[row])):
@@ -312,8 +309,8 @@ class Scheduler:
             running.written(request, first + num_tokens)
             if row >= plan.num_decodes:
                 running.publish(request)
-            if row in prompt_logprobs:
-                self._outputs.add_prompt_logprobs(request, prompt_logprobs[row])
+            if row in result.prompt_logprobs:
+                self._outputs.add_prompt_logprobs(request, result.prompt_logprobs[row])
             if row in result.pooled:
                 self._outputs.add_pooled(request, result.pooled[row])
             if samples:
