@@ -81,6 +81,7 @@ class Setting:
         sizes = [num * head_dim if self.geometry.norms_whole else head_dim for num in (num_heads, num_kv_heads)]
         norm = [1 - self.geometry.norm_offset + 0.3 * self.random(size) for size in sizes]
         self.norms = [it.to(dtype) for it in norm] if has_norm else [None, None]
+        self.sinks = 2 * self.random(num_heads).to(dtype) if self.geometry.has_sinks else None
 
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator)
@@ -156,7 +157,7 @@ class Setting:
         program = device.start_program()
         attention = device.record_attention(program, self.geometry, layout, rotary=[self.angles])
         qkv = device.pack_linear([HostTensor.of(self.qkv.float().numpy())]).embed(program.token_ids)
-        norms = [None if norm is None else to_host(norm) for norm in self.norms]
+        norms = [None if norm is None else to_host(norm) for norm in (*self.norms, self.sinks)]
         out = program.keep(attention(qkv, layer, *norms))
         program.run(step)
         return torch.from_numpy(program.view(out, step).copy())
@@ -168,7 +169,7 @@ class Setting:
         slots.apply(plan)
         rotary = ((self.rotary[0].to(place),), (self.rotary[1].to(place),))
         qkv = self.qkv.to(place, copy=True)
-        norms = [None if norm is None else norm.to(place) for norm in self.norms]
+        norms = [None if norm is None else norm.to(place) for norm in (*self.norms, self.sinks)]
         if plan.num_decodes == plan.num_rows:
             decodes = DecodeInputs(slots, rotary=rotary)
             decodes.stage(plan.slots, plan.num_computed)
@@ -230,5 +231,8 @@ class Setting:
                 for head in range(shape.num_heads):
                     kv_head = head // (shape.num_heads // shape.num_kv_heads)
                     scores = keys[seen, kv_head] @ queries[token, head] * shape.scale
-                    out[token, head] = scores.softmax(dim=0) @ values[seen, kv_head]
+                    if self.sinks is not None:
+                        scores = torch.cat((scores, self.sinks[head : head + 1].float()))
+                    weights = scores.softmax(dim=0)[: visible - seen.start]
+                    out[token, head] = weights @ values[seen, kv_head]
         return out.flatten(1)

@@ -110,10 +110,13 @@ def test_attention_of_every_geometry(built: Built, geometry: tuple[int, int, int
         (FEW_OF_EACH, {"rotary_pairs": 24, "norm_offset": 1.0}),
         (FEW_OF_EACH, {"rotary_pairs": 16, "is_interleaved": True}),
         (FEW_OF_EACH, {"norms_whole": True}),
+        (FEW_OF_EACH, {"has_sinks": True}),
+        ([(1, 40), (1, 650)], {"has_sinks": True}),  # a decode that is cut into pieces
+        ([(20, 700), (3, 650)], {"has_sinks": True, "layers": _windows(150)}),
     ],
 )
 def test_what_families_have_of_their_own(built: Built, rows: list[tuple[int, int]], changes: dict[str, Any]) -> None:
-    """Windows, rotary pairs of a part of the head or side by side, norms with an offset or of all heads together."""
+    """Windows, rotary pairs of a part of the head or side by side, norms with an offset or of all heads, sinks."""
     device, dtype = built
     setting = Setting(rows, dtype=dtype, has_norm=True, **changes)
     found = setting.run(device, layer=1)

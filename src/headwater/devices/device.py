@@ -135,6 +135,7 @@ class AttentionGeometry:
     norms_whole: bool = False  # the QK-norm is of all heads together: weights [H D] and [G D]
     rotary_pairs: int | None = None  # only these are rotated, of dims (i, i + rotary_pairs); None: all D / 2
     is_interleaved: bool = False  # pair i is of dims (2i, 2i + 1)
+    has_sinks: bool = False  # attention is called with sinks
 
     @property
     def scale(self) -> float:

@@ -79,6 +79,7 @@ class DecoderModel:
             norms_whole=config.qk_norm_whole,
             rotary_pairs=config.rotary_pairs,
             is_interleaved=config.is_interleaved,
+            has_sinks=config.has_sinks,
         )
         self._eps = config.norm_eps / config.residual_scale**2
         self._device = device

@@ -28,7 +28,7 @@ from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.cuda.products.scaled_product import round_tokens
-from headwater.devices.device import AttentionGeometry, Routing
+from headwater.devices.device import AttentionGeometry, LayerAttention, Routing
 from headwater.devices.scaled_tensor import ScaledTensor
 
 # the kinds of rows that have kernels of their own: decodes, whole chunks and chunks in pieces
@@ -70,8 +70,10 @@ class AbsentAttention:
 
 
 def attention(dtype: torch.dtype, kv_dtype: str | None, geometry: tuple[int, int, int]) -> None:
-    setting = Setting(ROWS, dtype=dtype, kv_dtype=kv_dtype, geometry=geometry, has_norm=True)
     device = CudaDevice(torch.device("cpu"))
+    layers = (LayerAttention(), LayerAttention(window=128))
+    Setting(ROWS, dtype=dtype, kv_dtype=kv_dtype, geometry=geometry, layers=layers, has_sinks=True).run(device, layer=1)
+    setting = Setting(ROWS, dtype=dtype, kv_dtype=kv_dtype, geometry=geometry, has_norm=True)
     lens, contexts = np.diff(setting.query_starts)[1:], setting.context_lens[1:]
     assert len(device.plan_tiles(setting.geometry, lens, contexts).joins)
     setting.run(device, layer=1)
@@ -147,11 +149,18 @@ def experts() -> None:
         gate, down = torch.zeros(768, 512, dtype=dtype), torch.zeros(512, 768, dtype=dtype)
         for is_deterministic in (False, True):
             device = CudaDevice(torch.device("cpu"), is_deterministic=is_deterministic)
-            layer = device.pack_experts([(gate, gate, down)] * 8, num_experts=8, routing=Routing(2, is_deterministic))
+            routing = Routing(2, is_deterministic)
+            layer = device.pack_experts([(gate, gate, down)] * 8, num_experts=8, routing=routing)
             for num_tokens in (1, 20, 100, 300, 500):
                 x, logits = torch.zeros(num_tokens, 512, dtype=dtype), torch.zeros(num_tokens, 8)
                 layer(x, logits)
                 layer.add_to(torch.zeros(num_tokens, 512), x, logits)
+            biases = [(gate[:, 0], gate[:, 0], down[:, 0])] * 8
+            layer = device.pack_experts(
+                [(gate, gate, down)] * 8, num_experts=8, routing=routing, biases=biases, activation="clamped_swiglu"
+            )
+            for num_tokens in (1, 100):
+                layer(torch.zeros(num_tokens, 512, dtype=dtype), torch.zeros(num_tokens, 8))
 
 
 def sampling() -> None:

@@ -1,5 +1,7 @@
 """A layer of experts on a GPU against the definition in numpy. Without a card Triton interprets the kernels."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from headwater.devices.cuda import experts as cuda_experts
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.experts import grouped
 from headwater.devices.cuda.kernels.experts.route import route
-from headwater.devices.device import Experts, Routing
+from headwater.devices.device import Activation, Experts, Routing
 from interpreted_triton import exact_dots
 
 pytestmark = [
@@ -40,10 +42,16 @@ def experts_of(*, dtype: torch.dtype = torch.float32, num: int = NUM_EXPERTS) ->
 
 
 def pack(
-    experts: list[Expert], *, per_token: int = PER_TOKEN, renormalises: bool = True, is_deterministic: bool = False
+    experts: list[Expert],
+    *,
+    per_token: int = PER_TOKEN,
+    renormalises: bool = True,
+    is_deterministic: bool = False,
+    **options: Any,
 ) -> Experts:
     device = CudaDevice(PLACE, is_deterministic=is_deterministic)
-    return device.pack_experts(iter(experts), num_experts=len(experts), routing=Routing(per_token, renormalises))
+    routing = Routing(per_token, renormalises)
+    return device.pack_experts(iter(experts), num_experts=len(experts), routing=routing, **options)
 
 
 def inputs(
@@ -55,12 +63,26 @@ def inputs(
 
 
 def defined(
-    x: torch.Tensor, logits: torch.Tensor, experts: list[Expert], *, per_token: int, renormalises: bool
+    x: torch.Tensor,
+    logits: torch.Tensor,
+    experts: list[Expert],
+    *,
+    per_token: int,
+    renormalises: bool,
+    biases: list[Expert] | None = None,
+    activation: Activation = "silu",
 ) -> np.ndarray:
     chosen, weights = plain_route(logits.cpu().numpy(), per_token, renormalises=renormalises)
     matrices = [[each.float().cpu().numpy() for each in expert] for expert in experts]
+    added = [[each.float().cpu().numpy() for each in expert] for expert in biases or []]
     return plain_experts(
-        x.float().cpu().numpy(), chosen, weights, matrix=lambda e, which: matrices[e][which], num_experts=len(experts)
+        x.float().cpu().numpy(),
+        chosen,
+        weights,
+        matrix=lambda e, which: matrices[e][which],
+        num_experts=len(experts),
+        bias=(lambda e, which: added[e][which]) if added else None,
+        activation=activation,
     )
 
 
@@ -82,6 +104,28 @@ def test_a_token_goes_through_its_experts(rows: int, renormalises: bool, dtype: 
     total = residual.clone()
     layer.add_to(total, x, logits)
     assert_close(total - residual, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [2, 30])
+def test_experts_with_biases_and_the_clamped_activation(rows: int, dtype: torch.dtype) -> None:
+    """Numbers reach both limits; a lost or another expert's bias, or a lost clamp, is far off."""
+    generator = torch.Generator().manual_seed(1)
+    biases: list[Expert] = [
+        tuple(torch.randn(size, generator=generator).to(PLACE, dtype) for size in (INNER, INNER, HIDDEN))
+        for _ in range(NUM_EXPERTS)
+    ]  # type: ignore[misc]
+    experts, options = experts_of(dtype=dtype), {"biases": biases, "activation": "clamped_swiglu"}
+    layer = pack(experts, **options)
+    x, logits = inputs(rows, dtype=dtype)
+    x *= 4
+    gate, up = ((x.float() @ each.float().T) for each in experts[0][:2])
+    assert gate.max() > 8 and up.max() > 8 and up.min() < -8
+    expected = defined(x, logits, experts, per_token=PER_TOKEN, renormalises=True, **options)
+    assert_close(layer(x, logits), expected, dtype)
+    for number, given in enumerate(biases):
+        for which in range(3):
+            assert torch.equal(layer.bias(number, which), given[which])
 
 
 @pytest.mark.parametrize(("rows", "favourite"), [(2, NUM_EXPERTS - 1), (40, 0)])

@@ -50,7 +50,6 @@ class TritonStepAttention:
         k_norm: torch.Tensor | None,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        assert sinks is None, "models with sinks are refused when their experts are packed"
         shape, batch, kv = self._geometry, self._batch, self._kv
         if shape.norms_whole and q_norm is not None and k_norm is not None:
             q_size, kv_size = (num * shape.head_dim for num in (shape.num_heads, shape.num_kv_heads))
@@ -60,7 +59,18 @@ class TritonStepAttention:
         out = torch.empty((len(qkv), shape.num_heads * shape.head_dim), dtype=qkv.dtype, device=qkv.device)
         if batch.num_decodes:
             assert self._scratch is not None
-            decode(qkv, out, shape, batch, kv=kv, layer=layer, scratch=self._scratch, q_norm=q_norm, k_norm=k_norm)
+            decode(
+                qkv,
+                out,
+                shape,
+                batch,
+                kv=kv,
+                layer=layer,
+                scratch=self._scratch,
+                q_norm=q_norm,
+                k_norm=k_norm,
+                sinks=sinks,
+            )
         if batch.chunks is not None:
             assert self._prefill_scratch is not None
             write_prompt_kv(qkv, shape, batch, kv=kv, layer=layer, q_norm=q_norm, k_norm=k_norm)
@@ -74,8 +84,10 @@ class TritonStepAttention:
                     layer=layer,
                     scratch=self._prefill_scratch,
                     masks_all=self._is_deterministic,
+                    sinks=sinks,
                 )
             if batch.chunks.external is not None:
+                assert sinks is None, "geometries with sinks are refused by external backends"
                 self._attend_external(qkv, out, layer, batch.chunks.external)
         return out
 

@@ -257,9 +257,14 @@ class CudaDevice:
         biases: ExpertBiases | None = None,
         activation: Activation = "silu",
     ) -> Experts:
-        if biases is not None or activation != "silu":
-            raise ValueError("experts with biases, as gpt-oss has them, are computed on a CPU alone: take --device cpu")
-        return CudaExperts.of(experts, num_experts=num_experts, routing=routing, is_deterministic=self.is_deterministic)
+        return CudaExperts.of(
+            experts,
+            num_experts=num_experts,
+            routing=routing,
+            is_deterministic=self.is_deterministic,
+            biases=biases,
+            activation=activation,
+        )
 
     def rotary_tables(self, rotary: Sequence[RotaryAngles], num_positions: int) -> RotaryTables:
         """cos and sin of each position's angles."""
@@ -316,6 +321,8 @@ class CudaDevice:
             return self._why_own_attention
         if geometry.has_windows:
             return "knows no sliding windows"
+        if geometry.has_sinks:
+            return "knows no attention sinks"
         return self.external_attention.refusal(geometry, dtype)
 
     def num_own_chunks(

@@ -9,7 +9,7 @@ from headwater.devices.cuda.kernels.experts.few import MOST_TOKENS, few_gated_ro
 from headwater.devices.cuda.kernels.experts.grouped import down_rows, gated_rows, sum_by_weight, tile_shape
 from headwater.devices.cuda.kernels.experts.route import route
 from headwater.devices.cuda.kernels.lora import plan_tiles
-from headwater.devices.device import Routing
+from headwater.devices.device import Activation, ExpertBiases, Routing
 from headwater.devices.errors import MixedFormatsError
 
 
@@ -17,13 +17,24 @@ class CudaExperts:
     """Experts whose gate and up are one tensor, [E, 2 inner, in], and whose down is another, [E, in, inner]."""
 
     def __init__(
-        self, gate_up: torch.Tensor, down: torch.Tensor, *, routing: Routing, is_deterministic: bool = False
+        self,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        *,
+        routing: Routing,
+        is_deterministic: bool = False,
+        biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+        activation: Activation = "silu",
     ) -> None:
-        """`is_deterministic`: a row's bits do not depend on the other rows."""
+        """`is_deterministic`: a row's bits do not depend on the other rows. `biases`: [E, 2 inner] and [E, in]."""
+        if activation not in ("silu", "clamped_swiglu"):
+            raise ValueError(f"activation {activation!r} of experts has no kernel on a GPU")
         self._gate_up = gate_up
         self._down = down
         self._routing = routing
         self._is_deterministic = is_deterministic
+        self._gate_up_bias, self._down_bias = biases or (None, None)
+        self._is_clamped = activation == "clamped_swiglu"
 
     @classmethod
     def of(
@@ -33,6 +44,8 @@ class CudaExperts:
         num_experts: int,
         routing: Routing,
         is_deterministic: bool,
+        biases: ExpertBiases | None = None,
+        activation: Activation = "silu",
     ) -> Self:
         """Copies of the experts, as they come: one of them is in memory beside the layer."""
         gate_up = down = torch.empty(0)
@@ -46,7 +59,12 @@ class CudaExperts:
             if found != {wanted}:
                 raise MixedFormatsError(f"the experts of a layer have one format and shape, not {wanted} and {found}")
             gate_up[index, :inner], gate_up[index, inner:], down[index] = gate, up, own_down
-        return cls(gate_up, down, routing=routing, is_deterministic=is_deterministic)
+        stacked = None
+        if biases is not None:
+            stacked = torch.stack([torch.cat(each[:2]) for each in biases]), torch.stack([each[2] for each in biases])
+        return cls(
+            gate_up, down, routing=routing, is_deterministic=is_deterministic, biases=stacked, activation=activation
+        )
 
     def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         y = torch.empty_like(x)
@@ -60,15 +78,44 @@ class CudaExperts:
         inner = self._gate_up.shape[1] // 2
         return self._down[expert] if which == 2 else self._gate_up[expert, which * inner : (which + 1) * inner]
 
+    def bias(self, expert: int, which: int) -> torch.Tensor:
+        assert self._gate_up_bias is not None and self._down_bias is not None
+        inner = self._gate_up.shape[1] // 2
+        return self._down_bias[expert] if which == 2 else self._gate_up_bias[expert, which * inner :][:inner]
+
     def _compute(self, x: torch.Tensor, logits: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
         routing = self._routing
         if len(x) <= MOST_TOKENS and not self._is_deterministic:
-            inner, chosen = few_gated_rows(x, logits, self._gate_up, per_token=routing.per_token)
-            few_sums(inner, logits, chosen, self._down, y, renormalises=routing.renormalises, adds=adds)
+            inner, chosen = few_gated_rows(
+                x,
+                logits,
+                self._gate_up,
+                per_token=routing.per_token,
+                bias=self._gate_up_bias,
+                is_clamped=self._is_clamped,
+            )
+            few_sums(
+                inner,
+                logits,
+                chosen,
+                self._down,
+                y,
+                renormalises=routing.renormalises,
+                adds=adds,
+                bias=self._down_bias,
+            )
             return
         experts, weights = route(logits, per_token=routing.per_token, renormalises=routing.renormalises)
         num_experts = len(self._down)
         shape = tile_shape(experts.numel(), num_experts, dtype=x.dtype, is_fixed=self._is_deterministic)
         tiles = plan_tiles(experts.view(-1), num_slots=num_experts + 1, size=shape.rows)
-        inner = gated_rows(x, self._gate_up, tiles, shape, per_token=routing.per_token)
-        sum_by_weight(down_rows(inner, self._down, tiles, shape), weights, y, adds=adds)
+        inner = gated_rows(
+            x,
+            self._gate_up,
+            tiles,
+            shape,
+            per_token=routing.per_token,
+            bias=self._gate_up_bias,
+            is_clamped=self._is_clamped,
+        )
+        sum_by_weight(down_rows(inner, self._down, tiles, shape, bias=self._down_bias), weights, y, adds=adds)

@@ -19,6 +19,7 @@ import triton.language as tl
 
 from headwater.devices.cuda.kernels.float8 import head_exponent, load_exponents, power_of_two, split_pairs
 from headwater.devices.cuda.kernels.rotary import first_dims, normed, pairing_of, second_dims
+from headwater.devices.cuda.kernels.sinks import load_sinks, with_sink
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
@@ -66,6 +67,7 @@ def decode(
     scratch: DecodeScratch,
     q_norm: torch.Tensor | None,
     k_norm: torch.Tensor | None,
+    sinks: torch.Tensor | None = None,
 ) -> None:
     """Attention of the batch's decodes, the first rows of `qkv` [T, (H + 2G) D], into those of `out` [T, H D]."""
     num_rows, num_kv_heads, head_dim = batch.num_decodes, geometry.num_kv_heads, geometry.head_dim
@@ -85,6 +87,7 @@ def decode(
         batch.sin[angles],
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
+        qkv if sinks is None else sinks,
         scratch.partials,
         scratch.lse,
         scratch.counters,
@@ -109,6 +112,7 @@ def decode(
         IS_SCALED=kv.exponents is not None,
         PAIRING=pairing_of(geometry),
         HAS_WINDOW=window is not None,
+        HAS_SINKS=sinks is not None,
         num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
     )
@@ -135,6 +139,7 @@ def _decode_kernel(
     sin_rows,
     q_norm,
     k_norm,
+    sinks,
     partials,
     lses,
     counters,
@@ -159,6 +164,7 @@ def _decode_kernel(
     IS_SCALED: tl.constexpr,
     PAIRING: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):
     DIM: tl.constexpr = 2 * HALF
     DIM_BLOCK: tl.constexpr = 2 * HALF_BLOCK
@@ -279,6 +285,10 @@ def _decode_kernel(
     if IS_SCALED:
         acc = tl.reshape(tl.join(even, odd), (GROUP_BLOCK, DIM_BLOCK))
 
+    if HAS_SINKS:
+        if num_splits == 1:
+            sink = load_sinks(sinks + kv_head * GROUP + group, group < GROUP)
+            acc, total = with_sink(acc, best, total, sink)
     result = acc / total[:, None]
     head = row.to(tl.int64) * NUM_HEADS + kv_head * GROUP
     is_out = (group[:, None] < GROUP) & (dim[None, :] < DIM)
@@ -299,9 +309,15 @@ def _decode_kernel(
             parts = (head * MAX_SPLITS) + splits * GROUP + member
             # .cg: past the first-level cache, which the other programs' stores did not go through
             lse = tl.load(lses + parts, mask=is_split, other=-float("inf"), cache_modifier=".cg")
-            share = tl.exp2(lse - tl.max(lse, 0))
+            most = tl.max(lse, 0)
+            beside = 0.0
+            if HAS_SINKS:
+                sink = load_sinks(sinks + kv_head * GROUP + member, True)
+                most = tl.maximum(most, sink)
+                beside = tl.exp2(sink - most)
+            share = tl.exp2(lse - most)
             is_part = is_split[:, None] & (dim[None, :] < DIM)
             part_at = partials + parts[:, None] * DIM + dim[None, :]
             each = tl.load(part_at, mask=is_part, other=0.0, cache_modifier=".cg")
-            joined = tl.sum(each * share[:, None], 0) / tl.sum(share, 0)
+            joined = tl.sum(each * share[:, None], 0) / (tl.sum(share, 0) + beside)
             tl.store(out + (head + member) * DIM + dim, joined.to(dtype), mask=dim < DIM)

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from headwater.devices.cuda.kernels.float8 import power_of_two
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
+from headwater.devices.cuda.kernels.sinks import load_sinks, with_sink
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.cuda.prefill_tiles import MAX_PIECES
 from headwater.devices.device import AttentionGeometry
@@ -63,6 +64,7 @@ def prefill(
     layer: int,
     scratch: PrefillScratch,
     masks_all: bool = False,
+    sinks: torch.Tensor | None = None,
 ) -> None:
     """Attention of the batch's chunks, whose queries in `qkv` are rotated and whose keys and values are written.
 
@@ -82,6 +84,7 @@ def prefill(
     aligned = alignment(qkv, exponents, layer_offset, page_stride, table_stride)
     sizes = (geometry.num_kv_heads, group, head_dim, page_size)
     window = geometry.layer(layer).window
+    of_sinks = (sinks is not None, None if sinks is None else sinks.dtype, *alignment(sinks if sinks is not None else 0))
     _launch_prefill(
         (len(chunks.tiles), geometry.num_kv_heads),
         qkv,
@@ -94,6 +97,7 @@ def prefill(
         chunks.lens,
         chunks.contexts,
         chunks.tiles,
+        qkv if sinks is None else sinks,
         scratch.partials,
         scratch.lse,
         layer_offset,
@@ -111,7 +115,10 @@ def prefill(
         kv.exponents is not None,
         masks_all,
         window is not None,
-        key=(qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, masks_all, window),
+        sinks is not None,
+        key=(
+            qkv.device.index, qkv.dtype, kv.layout.dtype, sizes, aligned, table_stride == 1, masks_all, window, of_sinks,
+        ),
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -122,6 +129,7 @@ def prefill(
             chunks.starts,
             chunks.lens,
             chunks.joins,
+            qkv if sinks is None else sinks,
             scratch.partials,
             scratch.lse,
             geometry.num_kv_heads,
@@ -132,7 +140,8 @@ def prefill(
             _JOINED_LINES,
             MAX_PIECES,
             _JOINED_PARTS,
-            key=(qkv.device.index, qkv.dtype, sizes),
+            sinks is not None,
+            key=(qkv.device.index, qkv.dtype, sizes, of_sinks, *alignment(qkv)),
         )
 
 
@@ -216,6 +225,7 @@ def _prefill_kernel(
     row_lens,
     row_contexts,
     tiles,
+    sinks,
     partials,
     lses,
     layer_offset,
@@ -233,6 +243,7 @@ def _prefill_kernel(
     IS_SCALED: tl.constexpr,
     MASKS_ALL: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):
     QUERIES: tl.constexpr = LINES // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
@@ -282,6 +293,9 @@ def _prefill_kernel(
         )  # fmt: skip
     if HAS_WINDOW:  # nothing is seen of a piece before the window: no weight in the join, as best is -inf
         total = tl.where(total == 0.0, 1.0, total)
+    if HAS_SINKS:
+        if part < 0:
+            acc, total = with_sink(acc, best, total, load_sinks(sinks + head, is_query))
     result = acc / total[:, None]
     if part >= 0:
         at = (part.to(tl.int64) * NUM_KV_HEADS + kv_head) * LINES + line
@@ -298,6 +312,7 @@ def _join_kernel(
     row_starts,
     row_lens,
     joins,
+    sinks,
     partials,
     lses,
     NUM_KV_HEADS: tl.constexpr,
@@ -308,6 +323,7 @@ def _join_kernel(
     JOINED: tl.constexpr,
     PIECES: tl.constexpr,
     AT_ONCE: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):
     join, kv_head = joins + tl.program_id(0) * 4, tl.program_id(1)
     row, first_query = tl.load(join), tl.load(join + 1)
@@ -325,7 +341,12 @@ def _join_kernel(
     is_in = is_line[:, None] & (piece[None, :] < num_parts)
     lse = tl.load(lses + first_at[:, None] + piece[None, :] * STRIDE, mask=is_in, other=-float("inf"))
     best = tl.max(tl.where(is_line[:, None], lse, 0.0), 1)
-    total = tl.sum(tl.exp2(lse - best[:, None]), 1)
+    beside = tl.zeros((JOINED,), tl.float32)
+    if HAS_SINKS:
+        sink = load_sinks(sinks + kv_head * GROUP + line % GROUP, is_line)
+        best = tl.maximum(best, sink)
+        beside = tl.exp2(sink - best)
+    total = tl.sum(tl.exp2(lse - best[:, None]), 1) + beside
     acc = tl.zeros((JOINED, DIM_BLOCK), tl.float32)
     for first in range(0, num_parts, AT_ONCE):
         part = first + tl.arange(0, AT_ONCE)

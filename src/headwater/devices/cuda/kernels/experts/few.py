@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from headwater.devices.cuda.kernels.experts.gate import gated
 from headwater.devices.cuda.kernels.experts.route import orderable
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 
@@ -20,11 +21,18 @@ _DOWN_FEATURES = 4
 
 
 def few_gated_rows(
-    x: torch.Tensor, logits: torch.Tensor, weight: torch.Tensor, *, per_token: int
+    x: torch.Tensor,
+    logits: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    per_token: int,
+    bias: torch.Tensor | None = None,
+    is_clamped: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """silu(x Wg^T) * (x Wu^T) of each token's experts, and which they are, the heaviest first.
+    """silu(x Wg^T + bg) * (x Wu^T + bu) of each token's experts, and which they are, the heaviest first.
 
-    x [T, in], logits float32[T, E], W [E, 2 inner, in] -> [T * K, inner], int32[T * K]
+    x [T, in], logits float32[T, E], W [E, 2 inner, in], b [E, 2 inner] -> [T * K, inner], int32[T * K]. `is_clamped`:
+    with the activation "clamped_swiglu" of device.py.
     """
     num_tokens, width = x.shape
     num_experts, inner = weight.shape[0], weight.shape[1] // 2
@@ -33,9 +41,10 @@ def few_gated_rows(
     if num_tokens:
         block = min(_BLOCK, triton.next_power_of_2(width))
         sizes = (width, inner, num_experts, triton.next_power_of_2(num_experts), per_token, _FEATURES, block)
-        key = (x.device.index, x.dtype, *sizes, *alignment(x, logits, weight, y))
+        flags, biases = (bias is not None, is_clamped), weight if bias is None else bias
+        key = (x.device.index, x.dtype, biases.dtype, *sizes, *flags, *alignment(x, logits, weight, biases, y))
         grid = (triton.cdiv(inner, _FEATURES), num_tokens * per_token)
-        _launch_gated(grid, x, logits, weight, y, experts, *sizes, key=key)
+        _launch_gated(grid, x, logits, weight, biases, y, experts, *sizes, *flags, key=key)
     return y, experts
 
 
@@ -48,10 +57,11 @@ def few_sums(
     *,
     renormalises: bool,
     adds: bool,
+    bias: torch.Tensor | None = None,
 ) -> None:
-    """The sum by weight of inner Wd^T, the heaviest first, added to y or stored.
+    """The sum by weight of inner Wd^T + bd, the heaviest first, added to y or stored.
 
-    inner [T * K, inner], W [E, out, inner], y [T, out]
+    inner [T * K, inner], W [E, out, inner], b [E, out], y [T, out]
     """
     num_tokens, num_experts = logits.shape
     if not num_tokens:
@@ -60,17 +70,19 @@ def few_sums(
     per_token = len(experts) // num_tokens
     block = min(_BLOCK, triton.next_power_of_2(width))
     sizes = (width, outputs, num_experts, triton.next_power_of_2(num_experts), per_token)
-    flags = (renormalises, adds, _DOWN_FEATURES, block)
-    key = (inner.device.index, inner.dtype, y.dtype, *sizes, *flags, *alignment(inner, logits, weight, y))
+    flags, biases = (renormalises, adds, _DOWN_FEATURES, block, bias is not None), weight if bias is None else bias
+    types = (inner.dtype, biases.dtype, y.dtype)
+    key = (inner.device.index, *types, *sizes, *flags, *alignment(inner, logits, weight, biases, y))
     grid = (triton.cdiv(outputs, _DOWN_FEATURES), num_tokens)
-    _launch_sums(grid, inner, logits, experts, weight, y, *sizes, *flags, key=key)
+    _launch_sums(grid, inner, logits, experts, weight, biases, y, *sizes, *flags, key=key)
 
 
 @triton.jit
 def _few_gated_kernel(
-    x, logits, weight, y, experts,
+    x, logits, weight, bias, y, experts,
     WIDTH: tl.constexpr, INNER: tl.constexpr, EXPERTS: tl.constexpr, EXPERT_BLOCK: tl.constexpr,
-    PER_TOKEN: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr,
+    PER_TOKEN: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    IS_CLAMPED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1)
     token, place = row // PER_TOKEN, row % PER_TOKEN
@@ -97,17 +109,21 @@ def _few_gated_kernel(
         gates += tl.load(w_at + first, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32) * value
         up_at = w_at + INNER * WIDTH + first
         ups += tl.load(up_at, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32) * value
-    gate = tl.sum(gates, 1)
-    result = gate / (1.0 + tl.exp(-gate)) * tl.sum(ups, 1)
+    gate, up = tl.sum(gates, 1), tl.sum(ups, 1)
+    if HAS_BIAS:
+        bias_at = bias + expert.to(tl.int64) * 2 * INNER + feature
+        gate += tl.load(bias_at, mask=is_feature, other=0.0).to(tl.float32)
+        up += tl.load(bias_at + INNER, mask=is_feature, other=0.0).to(tl.float32)
+    result = gated(gate, up, IS_CLAMPED)
     tl.store(y + row * INNER + feature, result.to(y.dtype.element_ty), mask=is_feature)
 
 
 @triton.jit
 def _few_sums_kernel(
-    inner, logits, experts, weight, y,
+    inner, logits, experts, weight, bias, y,
     WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, EXPERTS: tl.constexpr, EXPERT_BLOCK: tl.constexpr,
     PER_TOKEN: tl.constexpr, RENORMALISES: tl.constexpr, ADDS: tl.constexpr, FEATURES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(1)
     chosen, line = experts + token * PER_TOKEN, logits + token * EXPERTS
@@ -136,7 +152,10 @@ def _few_sums_kernel(
             value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
             w = tl.load(w_at + first, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
             products += w * value
-        sums += share * tl.sum(products, 1)
+        result = tl.sum(products, 1)
+        if HAS_BIAS:
+            result += tl.load(bias + expert * OUTPUTS + feature, mask=is_feature, other=0.0).to(tl.float32)
+        sums += share * result
     y_at = y + token * OUTPUTS + feature
     if ADDS:
         sums += tl.load(y_at, mask=is_feature, other=0.0)

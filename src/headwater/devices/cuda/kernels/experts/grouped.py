@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from headwater.devices.cuda.kernels.experts.gate import gated
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.kernels.lora import RowTiles
 
@@ -51,18 +52,30 @@ def tile_shape(num_rows: int, num_experts: int, *, dtype: torch.dtype, is_fixed:
 
 
 def gated_rows(
-    x: torch.Tensor, weight: torch.Tensor, tiles: RowTiles, shape: TileShape, *, per_token: int
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    tiles: RowTiles,
+    shape: TileShape,
+    *,
+    per_token: int,
+    bias: torch.Tensor | None = None,
+    is_clamped: bool = False,
 ) -> torch.Tensor:
-    """silu(x Wg^T) * (x Wu^T) of every row: x [T, in], W [E, 2 inner, in] (gate, then up) -> [T * per_token, inner]"""
+    """silu(x Wg^T + bg) * (x Wu^T + bu) of every row, [T * per_token, inner].
+
+    x [T, in], W [E, 2 inner, in] (gate, then up), b [E, 2 inner]. `is_clamped`: with "clamped_swiglu" of device.py.
+    """
     y = torch.empty((tiles.num_rows, weight.shape[1] // 2), dtype=x.dtype, device=x.device)
-    _launch(x, weight, y, tiles, shape, rows_per_x=per_token, is_gated=True)
+    _launch(x, weight, y, tiles, shape, rows_per_x=per_token, is_gated=True, bias=bias, is_clamped=is_clamped)
     return y
 
 
-def down_rows(x: torch.Tensor, weight: torch.Tensor, tiles: RowTiles, shape: TileShape) -> torch.Tensor:
-    """x W^T of every row: x [rows, inner], W [E, out, inner] -> [rows, out]"""
+def down_rows(
+    x: torch.Tensor, weight: torch.Tensor, tiles: RowTiles, shape: TileShape, *, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x W^T + b of every row: x [rows, inner], W [E, out, inner], b [E, out] -> [rows, out]"""
     y = torch.empty((tiles.num_rows, weight.shape[1]), dtype=x.dtype, device=x.device)
-    _launch(x, weight, y, tiles, shape, rows_per_x=1, is_gated=False)
+    _launch(x, weight, y, tiles, shape, rows_per_x=1, is_gated=False, bias=bias)
     return y
 
 
@@ -86,25 +99,30 @@ def _launch(
     *,
     rows_per_x: int,
     is_gated: bool,
+    bias: torch.Tensor | None,
+    is_clamped: bool = False,
 ) -> None:
     if not tiles.num_rows:
         return
     assert tiles.size == shape.rows
-    num_features = y.shape[1]
+    num_features, biases = y.shape[1], weight if bias is None else bias
     sizes = (x.shape[1], num_features, rows_per_x, is_gated, shape.rows, shape.features, shape.columns)
-    key = (x.device.index, x.dtype, *sizes, shape.num_warps, shape.num_stages, *alignment(x, weight, tiles.slots, y))
+    sizes = (*sizes, bias is not None, is_clamped)
+    key = (x.device.index, x.dtype, biases.dtype, *sizes, shape.num_warps, shape.num_stages)
+    key = (*key, *alignment(x, weight, biases, tiles.slots, y))
     _launch_grouped(
         (triton.cdiv(num_features, shape.features), len(tiles.rows)),
-        x, weight, y, tiles.slots, tiles.rows, *sizes,
+        x, weight, biases, y, tiles.slots, tiles.rows, *sizes,
         key=key, num_warps=shape.num_warps, num_stages=shape.num_stages,
     )  # fmt: skip
 
 
 @triton.jit
 def _grouped_kernel(
-    x, weight, y, tile_slots, tile_rows,
+    x, weight, bias, y, tile_slots, tile_rows,
     WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, ROWS_PER_X: tl.constexpr, IS_GATED: tl.constexpr,
-    TILE: tl.constexpr, FEATURES: tl.constexpr, COLUMNS: tl.constexpr,
+    TILE: tl.constexpr, FEATURES: tl.constexpr, COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    IS_CLAMPED: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(1)
     slot = tl.load(tile_slots + tile).to(tl.int64)
@@ -129,8 +147,13 @@ def _grouped_kernel(
         if IS_GATED:
             u = tl.load(w_at + OUTPUTS * WIDTH + first, mask=is_weight, other=0.0)
             ups = tl.dot(a, tl.trans(u), ups, input_precision="ieee")
+    if HAS_BIAS:
+        bias_at = bias + (slot - 1) * outputs + feature
+        acc += tl.load(bias_at, mask=is_feature, other=0.0).to(tl.float32)[None, :]
+        if IS_GATED:
+            ups += tl.load(bias_at + OUTPUTS, mask=is_feature, other=0.0).to(tl.float32)[None, :]
     if IS_GATED:
-        acc = acc / (1.0 + tl.exp(-acc)) * ups
+        acc = gated(acc, ups, IS_CLAMPED)
     y_at = y + rows.to(tl.int64)[:, None] * OUTPUTS + feature[None, :]
     tl.store(y_at, acc.to(y.dtype.element_ty), mask=is_row & is_feature[None, :])
 
