@@ -213,7 +213,7 @@ class ModelDevice(Protocol):
 
     @property
     def expert_formats(self) -> frozenset[str]:
-        """Those of `block_formats` that layers of experts compute with."""
+        """Formats of the same kinds that layers of experts compute with."""
         ...
 
     def holds(self, weight: ScaledTensor) -> bool:
@@ -221,7 +221,7 @@ class ModelDevice(Protocol):
         ...
 
     def place(self, weight: HostTensor | ScaledTensor | RandomTensor, *, form: str) -> Array:
-        """A weight as an array of this device, in the format `form`: a dtype, or one of `block_formats` that it has.
+        """A weight as an array of this device, in the format `form`: a dtype, or one of the formats above that it has.
 
         It may share the memory of `weight`.
         """

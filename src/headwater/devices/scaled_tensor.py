@@ -18,6 +18,7 @@ from headwater.devices.own_memory import empty
 
 Codes = Literal["int4", "int8", "float8_e4m3fn"]
 BLOCK = 32  # of GGUF's Q4_0, Q4_1 and Q8_0
+CODE_BLOCKS = frozenset({"Q4_0", "Q4_1", "Q8_0"})  # in which `to_blocks` puts codes
 MIDDLE = 8  # the code of 4 bits that stands for 0 where there are no offsets
 _HALF_ROUNDING = 2.0**-11  # float16: the largest relative error of a normal number
 _NUMBERS_AT_ONCE = 1 << 20  # temporary arrays of a conversion stay small beside the tensor

@@ -321,7 +321,8 @@ def _form_of(dtype: DtypeName, quantization: Quantization, device: ModelDevice) 
     """auto: blocks as they are where the device can. A dtype that is named holds for all that is not quantised here."""
     if dtype not in get_args(DtypeName):
         raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, found {dtype!r}")
-    plain = WeightForm(device.auto_dtype(), device.block_formats) if dtype == "auto" else WeightForm(dtype)
+    kept = device.block_formats | device.expert_formats
+    plain = WeightForm(device.auto_dtype(), kept) if dtype == "auto" else WeightForm(dtype)
     if quantization == "none":
         return plain
     if quantization not in _BLOCK_FORMATS:

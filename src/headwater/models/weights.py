@@ -25,7 +25,7 @@ from headwater.devices.device import (
 from headwater.devices.errors import MixedFormatsError
 from headwater.devices.host_tensor import STORAGE_TYPES, HostTensor, RandomTensor
 from headwater.devices.quantise import can_quantise, quantise
-from headwater.devices.scaled_tensor import ScaledTensor
+from headwater.devices.scaled_tensor import CODE_BLOCKS, ScaledTensor
 from headwater.models.model_files import ModelFileError
 
 ROUNDED = "float8_e4m3fn"  # what a device makes of the plain matrices of layers, but not of embeddings and heads
@@ -246,9 +246,9 @@ class PlacedWeights:
         is_rounded = may_round and ".layers." in name and name.endswith("_proj.weight")
         if isinstance(weight, PlacedArray):
             return self._device.rounded(weight.array) if is_rounded else weight.array
-        kept = self._form.kept
-        if is_expert:
-            kept = frozenset() if stays_plain else kept & self._device.expert_formats
+        kept = self._form.kept & (self._device.expert_formats if is_expert else self._device.block_formats)
+        if is_expert and stays_plain:
+            kept = frozenset()
         weight = self._served(weight, kept)
         if isinstance(weight, HostTensor | ScaledTensor) and weight.format in kept:
             self.num_bytes += weight.nbytes
@@ -272,7 +272,7 @@ class PlacedWeights:
             self.widened[weight.format] += 1
         if not isinstance(weight, ScaledTensor) or (weight.format in kept and self._device.holds(weight)):
             return weight
-        blocks = weight.to_blocks() if kept else None
+        blocks = weight.to_blocks() if kept & CODE_BLOCKS else None
         if blocks is not None and blocks.format in kept:
             return blocks
         self.widened[weight.format] += 1

@@ -29,6 +29,7 @@ from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.cuda.products.scaled_product import round_tokens
 from headwater.devices.device import AttentionGeometry, LayerAttention, Routing
+from headwater.devices.host_tensor import HostTensor
 from headwater.devices.scaled_tensor import ScaledTensor
 
 # the kinds of rows that have kernels of their own: decodes, whole chunks and chunks in pieces
@@ -159,8 +160,19 @@ def experts() -> None:
             layer = device.pack_experts(
                 [(gate, gate, down)] * 8, num_experts=8, routing=routing, biases=biases, activation="clamped_swiglu"
             )
-            for num_tokens in (1, 100):
-                layer(torch.zeros(num_tokens, 512, dtype=dtype), torch.zeros(num_tokens, 8))
+            blocks = [device.place(mxfp4(*shape), form="MXFP4") for shape in ((768, 512), (512, 768))]
+            fp4 = [(blocks[0], blocks[0], blocks[1])] * 8
+            fp4_layer = device.pack_experts(
+                fp4, num_experts=8, routing=routing, biases=biases, activation="clamped_swiglu"
+            )
+            for num_tokens in (1, 100, 500):
+                x, logits = torch.zeros(num_tokens, 512, dtype=dtype), torch.zeros(num_tokens, 8)
+                layer(x, logits)
+                fp4_layer(x, logits)
+
+
+def mxfp4(num_rows: int, width: int) -> HostTensor:
+    return HostTensor("MXFP4", (num_rows, width), np.zeros((num_rows, width // 32 * 17), np.uint8))
 
 
 def sampling() -> None:

@@ -13,6 +13,7 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.experts import grouped
 from headwater.devices.cuda.kernels.experts.route import route
 from headwater.devices.device import Activation, Experts, Routing
+from headwater.devices.host_tensor import HostTensor
 from interpreted_triton import exact_dots
 
 pytestmark = [
@@ -126,6 +127,33 @@ def test_experts_with_biases_and_the_clamped_activation(rows: int, dtype: torch.
     for number, given in enumerate(biases):
         for which in range(3):
             assert torch.equal(layer.bias(number, which), given[which])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "is_deterministic"), [(1, False), (4, True), (40, False)])
+def test_experts_in_mxfp4_are_the_numbers_of_their_codes(rows: int, is_deterministic: bool, dtype: torch.dtype) -> None:
+    """Every code with exponents from 2^-20 to 4; sizes that fill no whole tile. The file's blocks come back."""
+    random, device = np.random.default_rng(rows), CudaDevice(PLACE, is_deterministic=is_deterministic)
+    hidden, inner = 96, 64
+
+    def draw(shape: tuple[int, int]) -> HostTensor:
+        blocks = random.integers(0, 256, (shape[0], shape[1] // 32, 17), dtype=np.uint8)
+        blocks[:, :, 0] = random.choice([107, 119, 123, 125, 129], p=[0.1, 0.2, 0.4, 0.25, 0.05], size=blocks.shape[:2])
+        return HostTensor("MXFP4", shape, blocks.reshape(shape[0], -1))
+
+    files = [[draw((inner, hidden)), draw((inner, hidden)), draw((hidden, inner))] for _ in range(NUM_EXPERTS)]
+    placed = [tuple(device.place(each, form="MXFP4") for each in expert) for expert in files]
+    layer = device.pack_experts(iter(placed), num_experts=NUM_EXPERTS, routing=Routing(PER_TOKEN, True))
+    plain = [tuple(torch.from_numpy(each.to_float32()) for each in expert) for expert in files]
+    generator = torch.Generator().manual_seed(rows)
+    x = (torch.randn(rows, hidden, generator=generator) * 0.2).to(PLACE, dtype)
+    logits = torch.randn(rows, NUM_EXPERTS, generator=generator).to(PLACE)
+    expected = defined(x, logits, plain, per_token=PER_TOKEN, renormalises=True)  # type: ignore[arg-type]
+    assert_close(layer(x, logits), expected, dtype)
+    for number, expert in enumerate(files):
+        for which, given in enumerate(expert):
+            found = device.to_host(layer.matrix(number, which))
+            assert isinstance(found, HostTensor) and np.array_equal(found.data, given.data)
 
 
 @pytest.mark.parametrize(("rows", "favourite"), [(2, NUM_EXPERTS - 1), (40, 0)])

@@ -36,6 +36,7 @@ from headwater.devices.cuda.products.coded_matrix import (
 from headwater.devices.cuda.products.gated_linear import CudaGatedLinear
 from headwater.devices.cuda.products.gguf_codes import GGUF_FORMATS, place_blocks
 from headwater.devices.cuda.products.linear import CudaLinear
+from headwater.devices.cuda.products.mxfp4_matrix import MXFP4, Mxfp4Matrix, Stack, mxfp4_to_host, place_mxfp4
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_host, torch_dtype
 from headwater.devices.device import (
@@ -128,7 +129,7 @@ class CudaDevice:
 
     @property
     def expert_formats(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({MXFP4})
 
     def holds(self, weight: ScaledTensor) -> bool:
         return weight.format in self.block_formats and can_hold(weight)
@@ -140,9 +141,13 @@ class CudaDevice:
         assert self.cuda_ranks is not None, "a single process adds to the residual within the product"
         self.cuda_ranks.add_reduced(residual, x)
 
-    def place(self, weight: HostTensor | ScaledTensor | RandomTensor, *, form: str) -> Weight:
+    def place(self, weight: HostTensor | ScaledTensor | RandomTensor, *, form: str) -> Any:
+        """A `Weight`, or of an expert one of its `Stack`."""
         if isinstance(weight, ScaledTensor):
             return place_codes(weight, self.torch_device)
+        if form == MXFP4:
+            assert isinstance(weight, HostTensor)
+            return place_mxfp4(weight, self.torch_device)
         if form in GGUF_FORMATS:
             assert isinstance(weight, HostTensor) and weight.format == form
             return place_blocks(weight, self.torch_device)
@@ -152,7 +157,9 @@ class CudaDevice:
         is_coded = isinstance(array, CodedMatrix)
         return round_to_float8(array) if not is_coded and can_round(array.shape) else array
 
-    def to_host(self, array: Weight, *, max_rows: int | None = None) -> HostTensor | ScaledTensor:
+    def to_host(self, array: Weight | Mxfp4Matrix, *, max_rows: int | None = None) -> HostTensor | ScaledTensor:
+        if isinstance(array, Mxfp4Matrix):
+            return mxfp4_to_host(array if max_rows is None else array[:max_rows])
         if isinstance(array, CodedMatrix):
             return codes_to_host(array if max_rows is None else array.rows(0, min(max_rows, array.shape[0])))
         return to_host(array, max_rows=max_rows)
@@ -210,7 +217,7 @@ class CudaDevice:
         return part.view(dtype).reshape(shape).to(torch_dtype(form), copy=True)
 
     @torch.inference_mode()
-    def overwrite(self, pairs: Iterable[tuple[Weight, Weight]]) -> bool:
+    def overwrite(self, pairs: Iterable[tuple[Weight | Mxfp4Matrix, Weight | Mxfp4Matrix]]) -> bool:
         """CUDA graphs stay as they are: to capture them anew takes longer than any copy within the card.
 
         False if a new matrix is coded in another way than the one in its place: the model must be replaced.
@@ -250,7 +257,7 @@ class CudaDevice:
 
     def pack_experts(
         self,
-        experts: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        experts: Iterable[tuple[Stack, Stack, Stack]],
         *,
         num_experts: int,
         routing: Routing,
@@ -377,14 +384,16 @@ class CudaDevice:
             self._scratch = DecodeScratch(max_rows=num_rows, geometry=geometry, device=self.torch_device)
 
 
-def _is_alike(target: Weight, source: Weight) -> bool:
+def _is_alike(target: Weight | Mxfp4Matrix, source: Weight | Mxfp4Matrix) -> bool:
+    if isinstance(target, Mxfp4Matrix):
+        return isinstance(source, Mxfp4Matrix) and target.shape == source.shape
     if isinstance(target, CodedMatrix):
         return target.is_like(source) and target.shape == source.shape
     return isinstance(source, torch.Tensor)
 
 
-def _tensors_of(weight: Weight) -> list[torch.Tensor]:
-    return weight.tensors() if isinstance(weight, CodedMatrix) else [weight]
+def _tensors_of(weight: Weight | Mxfp4Matrix) -> list[torch.Tensor]:
+    return [weight] if isinstance(weight, torch.Tensor) else weight.tensors()
 
 
 def _too_old(device: torch.device, found: tuple[int, int], *, needed: tuple[int, int]) -> str:

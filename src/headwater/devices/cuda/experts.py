@@ -9,6 +9,7 @@ from headwater.devices.cuda.kernels.experts.few import MOST_TOKENS, few_gated_ro
 from headwater.devices.cuda.kernels.experts.grouped import down_rows, gated_rows, sum_by_weight, tile_shape
 from headwater.devices.cuda.kernels.experts.route import route
 from headwater.devices.cuda.kernels.lora import plan_tiles
+from headwater.devices.cuda.products.mxfp4_matrix import MXFP4, Mxfp4Matrix, Stack
 from headwater.devices.device import Activation, ExpertBiases, Routing
 from headwater.devices.errors import MixedFormatsError
 
@@ -18,8 +19,8 @@ class CudaExperts:
 
     def __init__(
         self,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
+        gate_up: Stack,
+        down: Stack,
         *,
         routing: Routing,
         is_deterministic: bool = False,
@@ -39,7 +40,7 @@ class CudaExperts:
     @classmethod
     def of(
         cls,
-        experts: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        experts: Iterable[tuple[Stack, Stack, Stack]],
         *,
         num_experts: int,
         routing: Routing,
@@ -48,17 +49,26 @@ class CudaExperts:
         activation: Activation = "silu",
     ) -> Self:
         """Copies of the experts, as they come: one of them is in memory beside the layer."""
-        gate_up = down = torch.empty(0)
+        gate_up: Stack = torch.empty(0)
+        down: Stack = torch.empty(0)
+        wanted: tuple[str, tuple[int, ...]] = ("", ())
         for index, (gate, up, own_down) in enumerate(experts):
             inner, width = gate.shape
             if index == 0:
-                gate_up = gate.new_empty((num_experts, 2 * inner, width))
-                down = own_down.new_empty((num_experts, width, inner))
-            found = {(each.dtype, tuple(each.shape)) for each in (gate, up, own_down.t())}
-            wanted = (gate_up.dtype, (gate_up.shape[1] // 2, gate_up.shape[2]))
+                gate_up = _empty_stack(gate, num_experts, 2 * inner, width)
+                down = _empty_stack(own_down, num_experts, width, inner)
+                wanted = (_format_of(gate), (inner, width))
+            shapes = (tuple(gate.shape), tuple(up.shape), tuple(own_down.shape)[::-1])
+            formats = (_format_of(gate), _format_of(up), _format_of(own_down))
+            found = set(zip(formats, shapes, strict=True))
             if found != {wanted}:
                 raise MixedFormatsError(f"the experts of a layer have one format and shape, not {wanted} and {found}")
-            gate_up[index, :inner], gate_up[index, inner:], down[index] = gate, up, own_down
+            for target, source in (
+                (gate_up[index, :inner], gate),
+                (gate_up[index, inner:], up),
+                (down[index], own_down),
+            ):
+                target.copy_(source)  # type: ignore[arg-type]
         stacked = None
         if biases is not None:
             stacked = torch.stack([torch.cat(each[:2]) for each in biases]), torch.stack([each[2] for each in biases])
@@ -74,7 +84,7 @@ class CudaExperts:
     def add_to(self, residual: torch.Tensor, x: torch.Tensor, logits: torch.Tensor) -> None:
         self._compute(x, logits, residual, adds=True)
 
-    def matrix(self, expert: int, which: int) -> torch.Tensor:
+    def matrix(self, expert: int, which: int) -> Stack:
         inner = self._gate_up.shape[1] // 2
         return self._down[expert] if which == 2 else self._gate_up[expert, which * inner : (which + 1) * inner]
 
@@ -106,7 +116,7 @@ class CudaExperts:
             )
             return
         experts, weights = route(logits, per_token=routing.per_token, renormalises=routing.renormalises)
-        num_experts = len(self._down)
+        num_experts = self._down.shape[0]
         shape = tile_shape(experts.numel(), num_experts, dtype=x.dtype, is_fixed=self._is_deterministic)
         tiles = plan_tiles(experts.view(-1), num_slots=num_experts + 1, size=shape.rows)
         inner = gated_rows(
@@ -119,3 +129,11 @@ class CudaExperts:
             is_clamped=self._is_clamped,
         )
         sum_by_weight(down_rows(inner, self._down, tiles, shape, bias=self._down_bias), weights, y, adds=adds)
+
+
+def _format_of(matrix: Stack) -> str:
+    return MXFP4 if isinstance(matrix, Mxfp4Matrix) else str(matrix.dtype)
+
+
+def _empty_stack(like: Stack, *shape: int) -> Stack:
+    return like.empty_stack(*shape) if isinstance(like, Mxfp4Matrix) else like.new_empty(shape)

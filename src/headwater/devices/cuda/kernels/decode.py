@@ -285,7 +285,7 @@ def _decode_kernel(
     if IS_SCALED:
         acc = tl.reshape(tl.join(even, odd), (GROUP_BLOCK, DIM_BLOCK))
 
-    if HAS_SINKS:
+    if HAS_SINKS:  # noqa: SIM102  decided when it is compiled
         if num_splits == 1:
             sink = load_sinks(sinks + kv_head * GROUP + group, group < GROUP)
             acc, total = with_sink(acc, best, total, sink)

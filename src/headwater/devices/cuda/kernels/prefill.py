@@ -84,7 +84,7 @@ def prefill(
     aligned = alignment(qkv, exponents, layer_offset, page_stride, table_stride)
     sizes = (geometry.num_kv_heads, group, head_dim, page_size)
     window = geometry.layer(layer).window
-    of_sinks = (sinks is not None, None if sinks is None else sinks.dtype, *alignment(sinks if sinks is not None else 0))
+    of_sinks = () if sinks is None else (sinks.dtype, *alignment(sinks))
     _launch_prefill(
         (len(chunks.tiles), geometry.num_kv_heads),
         qkv,
@@ -293,7 +293,7 @@ def _prefill_kernel(
         )  # fmt: skip
     if HAS_WINDOW:  # nothing is seen of a piece before the window: no weight in the join, as best is -inf
         total = tl.where(total == 0.0, 1.0, total)
-    if HAS_SINKS:
+    if HAS_SINKS:  # noqa: SIM102  decided when it is compiled
         if part < 0:
             acc, total = with_sink(acc, best, total, load_sinks(sinks + head, is_query))
     result = acc / total[:, None]

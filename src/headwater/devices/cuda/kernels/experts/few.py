@@ -11,9 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
+from headwater.devices.cuda.kernels.experts.fp4 import load_fp4, low_inputs
 from headwater.devices.cuda.kernels.experts.gate import gated
 from headwater.devices.cuda.kernels.experts.route import orderable
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
+from headwater.devices.cuda.products.mxfp4_matrix import Stack, parts_of
 
 MOST_TOKENS = 4  # beyond, tokens share experts, whose weights are read once in tiles
 _FEATURES, _BLOCK = 8, 512
@@ -23,7 +25,7 @@ _DOWN_FEATURES = 4
 def few_gated_rows(
     x: torch.Tensor,
     logits: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Stack,
     *,
     per_token: int,
     bias: torch.Tensor | None = None,
@@ -39,12 +41,15 @@ def few_gated_rows(
     y = torch.empty((num_tokens * per_token, inner), dtype=x.dtype, device=x.device)
     experts = torch.empty(num_tokens * per_token, dtype=torch.int32, device=x.device)
     if num_tokens:
-        block = min(_BLOCK, triton.next_power_of_2(width))
+        codes, exponents = parts_of(weight)
+        is_fp4, biases = exponents is not codes, x if bias is None else bias
+        block = min(_BLOCK * (1 + is_fp4), triton.next_power_of_2(width))
         sizes = (width, inner, num_experts, triton.next_power_of_2(num_experts), per_token, _FEATURES, block)
-        flags, biases = (bias is not None, is_clamped), weight if bias is None else bias
-        key = (x.device.index, x.dtype, biases.dtype, *sizes, *flags, *alignment(x, logits, weight, biases, y))
+        flags = (bias is not None, is_clamped, is_fp4)
+        key = (x.device.index, x.dtype, biases.dtype, *sizes, *flags)
+        key = (*key, *alignment(x, logits, codes, exponents, biases, y))
         grid = (triton.cdiv(inner, _FEATURES), num_tokens * per_token)
-        _launch_gated(grid, x, logits, weight, biases, y, experts, *sizes, *flags, key=key)
+        _launch_gated(grid, x, logits, codes, exponents, biases, y, experts, *sizes, *flags, key=key)
     return y, experts
 
 
@@ -52,7 +57,7 @@ def few_sums(
     inner: torch.Tensor,
     logits: torch.Tensor,
     experts: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Stack,
     y: torch.Tensor,
     *,
     renormalises: bool,
@@ -68,21 +73,23 @@ def few_sums(
         return
     outputs, width = weight.shape[1:]
     per_token = len(experts) // num_tokens
-    block = min(_BLOCK, triton.next_power_of_2(width))
+    codes, exponents = parts_of(weight)
+    is_fp4, biases = exponents is not codes, inner if bias is None else bias
+    block = min(_BLOCK * (1 + is_fp4), triton.next_power_of_2(width))
     sizes = (width, outputs, num_experts, triton.next_power_of_2(num_experts), per_token)
-    flags, biases = (renormalises, adds, _DOWN_FEATURES, block, bias is not None), weight if bias is None else bias
+    flags = (renormalises, adds, _DOWN_FEATURES, block, bias is not None, is_fp4)
     types = (inner.dtype, biases.dtype, y.dtype)
-    key = (inner.device.index, *types, *sizes, *flags, *alignment(inner, logits, weight, biases, y))
+    key = (inner.device.index, *types, *sizes, *flags, *alignment(inner, logits, codes, exponents, biases, y))
     grid = (triton.cdiv(outputs, _DOWN_FEATURES), num_tokens)
-    _launch_sums(grid, inner, logits, experts, weight, biases, y, *sizes, *flags, key=key)
+    _launch_sums(grid, inner, logits, experts, codes, exponents, biases, y, *sizes, *flags, key=key)
 
 
 @triton.jit
 def _few_gated_kernel(
-    x, logits, weight, bias, y, experts,
+    x, logits, weight, exponents, bias, y, experts,
     WIDTH: tl.constexpr, INNER: tl.constexpr, EXPERTS: tl.constexpr, EXPERT_BLOCK: tl.constexpr,
     PER_TOKEN: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    IS_CLAMPED: tl.constexpr,
+    IS_CLAMPED: tl.constexpr, IS_FP4: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1)
     token, place = row // PER_TOKEN, row % PER_TOKEN
@@ -100,9 +107,26 @@ def _few_gated_kernel(
     column = tl.arange(0, BLOCK)
     w_at = weight + (expert.to(tl.int64) * 2 * INNER + feature)[:, None] * WIDTH + column[None, :]
     x_at = x + token * WIDTH + column
-    gates = tl.zeros((FEATURES, BLOCK), tl.float32)
-    ups = tl.zeros((FEATURES, BLOCK), tl.float32)
-    for first in range(0, WIDTH, BLOCK):
+    LANES: tl.constexpr = BLOCK // 2 if IS_FP4 else BLOCK
+    gates = tl.zeros((FEATURES, LANES), tl.float32)
+    ups = tl.zeros((FEATURES, LANES), tl.float32)
+    if IS_FP4:
+        byte = tl.arange(0, LANES)
+        low_column = low_inputs(byte)
+        row_at = expert.to(tl.int64) * 2 * INNER + feature
+        b_at = weight + row_at[:, None] * (WIDTH // 2) + byte[None, :]
+        e_at = exponents + row_at[:, None] * (WIDTH // 32) + (low_column // 32)[None, :]
+        for first in range(0, WIDTH, BLOCK):
+            is_column = first + low_column < WIDTH
+            is_weight = is_feature[:, None] & is_column[None, :]
+            a = tl.load(x + token * WIDTH + first + low_column, mask=is_column, other=0.0).to(tl.float32)[None, :]
+            c = tl.load(x + token * WIDTH + first + low_column + 16, mask=is_column, other=0.0).to(tl.float32)[None, :]
+            low, high = load_fp4(b_at + first // 2, e_at + first // 32, is_weight)
+            gates += low * a + high * c
+            up_at, up_exponents = b_at + INNER * (WIDTH // 2), e_at + INNER * (WIDTH // 32)
+            low, high = load_fp4(up_at + first // 2, up_exponents + first // 32, is_weight)
+            ups += low * a + high * c
+    for first in range(0, 0 if IS_FP4 else WIDTH, BLOCK):
         is_column = first + column < WIDTH
         is_weight = is_feature[:, None] & is_column[None, :]
         value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
@@ -120,10 +144,10 @@ def _few_gated_kernel(
 
 @triton.jit
 def _few_sums_kernel(
-    inner, logits, experts, weight, bias, y,
+    inner, logits, experts, weight, exponents, bias, y,
     WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, EXPERTS: tl.constexpr, EXPERT_BLOCK: tl.constexpr,
     PER_TOKEN: tl.constexpr, RENORMALISES: tl.constexpr, ADDS: tl.constexpr, FEATURES: tl.constexpr,
-    BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr, IS_FP4: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(1)
     chosen, line = experts + token * PER_TOKEN, logits + token * EXPERTS
@@ -139,14 +163,29 @@ def _few_sums_kernel(
     feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     is_feature = feature < OUTPUTS
     column = tl.arange(0, BLOCK)
+    LANES: tl.constexpr = BLOCK // 2 if IS_FP4 else BLOCK
     sums = tl.zeros((FEATURES,), tl.float32)
     for place in range(PER_TOKEN):
         expert = tl.load(chosen + place).to(tl.int64)
         share = tl.exp(tl.load(line + expert) - largest) / total
         w_at = weight + (expert * OUTPUTS + feature)[:, None] * WIDTH + column[None, :]
         x_at = inner + (token * PER_TOKEN + place) * WIDTH + column
-        products = tl.zeros((FEATURES, BLOCK), tl.float32)
-        for first in range(0, WIDTH, BLOCK):
+        products = tl.zeros((FEATURES, LANES), tl.float32)
+        if IS_FP4:
+            byte = tl.arange(0, LANES)
+            low_column = low_inputs(byte)
+            row_at = expert * OUTPUTS + feature
+            b_at = weight + row_at[:, None] * (WIDTH // 2) + byte[None, :]
+            e_at = exponents + row_at[:, None] * (WIDTH // 32) + (low_column // 32)[None, :]
+            low_at = inner + (token * PER_TOKEN + place) * WIDTH + low_column
+            for first in range(0, WIDTH, BLOCK):
+                is_column = first + low_column < WIDTH
+                a = tl.load(low_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
+                c = tl.load(low_at + first + 16, mask=is_column, other=0.0).to(tl.float32)[None, :]
+                is_weight = is_feature[:, None] & is_column[None, :]
+                low, high = load_fp4(b_at + first // 2, e_at + first // 32, is_weight)
+                products += low * a + high * c
+        for first in range(0, 0 if IS_FP4 else WIDTH, BLOCK):
             is_column = first + column < WIDTH
             is_weight = is_feature[:, None] & is_column[None, :]
             value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]

@@ -13,9 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
+from headwater.devices.cuda.kernels.experts.fp4 import load_fp4, low_inputs
 from headwater.devices.cuda.kernels.experts.gate import gated
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.kernels.lora import RowTiles
+from headwater.devices.cuda.products.mxfp4_matrix import Stack, parts_of
 
 _SUM_BLOCK = 1024
 
@@ -53,7 +55,7 @@ def tile_shape(num_rows: int, num_experts: int, *, dtype: torch.dtype, is_fixed:
 
 def gated_rows(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Stack,
     tiles: RowTiles,
     shape: TileShape,
     *,
@@ -71,7 +73,7 @@ def gated_rows(
 
 
 def down_rows(
-    x: torch.Tensor, weight: torch.Tensor, tiles: RowTiles, shape: TileShape, *, bias: torch.Tensor | None = None
+    x: torch.Tensor, weight: Stack, tiles: RowTiles, shape: TileShape, *, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x W^T + b of every row: x [rows, inner], W [E, out, inner], b [E, out] -> [rows, out]"""
     y = torch.empty((tiles.num_rows, weight.shape[1]), dtype=x.dtype, device=x.device)
@@ -92,7 +94,7 @@ def sum_by_weight(rows: torch.Tensor, weights: torch.Tensor, y: torch.Tensor, *,
 
 def _launch(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Stack,
     y: torch.Tensor,
     tiles: RowTiles,
     shape: TileShape,
@@ -105,24 +107,25 @@ def _launch(
     if not tiles.num_rows:
         return
     assert tiles.size == shape.rows
-    num_features, biases = y.shape[1], weight if bias is None else bias
+    codes, exponents = parts_of(weight)
+    num_features, biases = y.shape[1], x if bias is None else bias
     sizes = (x.shape[1], num_features, rows_per_x, is_gated, shape.rows, shape.features, shape.columns)
-    sizes = (*sizes, bias is not None, is_clamped)
+    sizes = (*sizes, bias is not None, is_clamped, exponents is not codes)
     key = (x.device.index, x.dtype, biases.dtype, *sizes, shape.num_warps, shape.num_stages)
-    key = (*key, *alignment(x, weight, biases, tiles.slots, y))
+    key = (*key, *alignment(x, codes, exponents, biases, tiles.slots, y))
     _launch_grouped(
         (triton.cdiv(num_features, shape.features), len(tiles.rows)),
-        x, weight, biases, y, tiles.slots, tiles.rows, *sizes,
+        x, codes, exponents, biases, y, tiles.slots, tiles.rows, *sizes,
         key=key, num_warps=shape.num_warps, num_stages=shape.num_stages,
     )  # fmt: skip
 
 
 @triton.jit
 def _grouped_kernel(
-    x, weight, bias, y, tile_slots, tile_rows,
+    x, weight, exponents, bias, y, tile_slots, tile_rows,
     WIDTH: tl.constexpr, OUTPUTS: tl.constexpr, ROWS_PER_X: tl.constexpr, IS_GATED: tl.constexpr,
     TILE: tl.constexpr, FEATURES: tl.constexpr, COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    IS_CLAMPED: tl.constexpr,
+    IS_CLAMPED: tl.constexpr, IS_FP4: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(1)
     slot = tl.load(tile_slots + tile).to(tl.int64)
@@ -138,7 +141,27 @@ def _grouped_kernel(
     w_at = weight + ((slot - 1) * outputs + feature)[:, None] * WIDTH + column[None, :]
     acc = tl.zeros((TILE, FEATURES), tl.float32)
     ups = tl.zeros((TILE, FEATURES), tl.float32)
-    for first in range(0, WIDTH, COLUMNS):
+    if IS_FP4:
+        byte = tl.arange(0, COLUMNS // 2)
+        low_column = low_inputs(byte)
+        x_at = x + (rows // ROWS_PER_X).to(tl.int64)[:, None] * WIDTH + low_column[None, :]
+        row_at = (slot - 1) * outputs + feature
+        w_at = weight + row_at[:, None] * (WIDTH // 2) + byte[None, :]
+        e_at = exponents + row_at[:, None] * (WIDTH // 32) + (low_column // 32)[None, :]
+        for first in range(0, WIDTH, COLUMNS):
+            is_column = (first + low_column < WIDTH)[None, :]
+            is_weight = is_feature[:, None] & is_column
+            a = tl.load(x_at + first, mask=is_row & is_column, other=0.0)
+            c = tl.load(x_at + first + 16, mask=is_row & is_column, other=0.0)
+            low, high = load_fp4(w_at + first // 2, e_at + first // 32, is_weight)
+            acc = tl.dot(a, tl.trans(low.to(a.dtype)), acc, input_precision="ieee")
+            acc = tl.dot(c, tl.trans(high.to(a.dtype)), acc, input_precision="ieee")
+            if IS_GATED:
+                up_at, up_exponents = w_at + OUTPUTS * (WIDTH // 2), e_at + OUTPUTS * (WIDTH // 32)
+                low, high = load_fp4(up_at + first // 2, up_exponents + first // 32, is_weight)
+                ups = tl.dot(a, tl.trans(low.to(a.dtype)), ups, input_precision="ieee")
+                ups = tl.dot(c, tl.trans(high.to(a.dtype)), ups, input_precision="ieee")
+    for first in range(0, 0 if IS_FP4 else WIDTH, COLUMNS):
         is_column = (first + column < WIDTH)[None, :]
         is_weight = is_feature[:, None] & is_column
         a = tl.load(x_at + first, mask=is_row & is_column, other=0.0)
