@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
     "tests/execution/test_gpu_golden.py",
     "tests/engine/test_golden_engine.py",
+    "tests/engine/test_gpt_oss_on_gpu.py",
     "tests/execution/test_step_graphs.py",
     "tests/execution/test_gpu_runner.py",
     "tests/execution/test_gpu_ranks.py",  # on two cards or more, else skipped

@@ -37,6 +37,7 @@ from headwater.devices.cuda.products.gated_linear import CudaGatedLinear
 from headwater.devices.cuda.products.gguf_codes import GGUF_FORMATS, place_blocks
 from headwater.devices.cuda.products.linear import CudaLinear
 from headwater.devices.cuda.products.mxfp4_matrix import MXFP4, Mxfp4Matrix, Stack, mxfp4_to_host, place_mxfp4
+from headwater.devices.cuda.products.placed import is_alike, tensors_of
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_host, torch_dtype
 from headwater.devices.device import (
@@ -223,10 +224,10 @@ class CudaDevice:
         False if a new matrix is coded in another way than the one in its place: the model must be replaced.
         """
         found = list(pairs)
-        if any(not _is_alike(target, source) for target, source in found):
+        if any(not is_alike(target, source) for target, source in found):
             return False
         for target, source in found:
-            for into, out_of in zip(_tensors_of(target), _tensors_of(source), strict=True):
+            for into, out_of in zip(tensors_of(target), tensors_of(source), strict=True):
                 if into.data_ptr() != out_of.data_ptr():
                     into.copy_(out_of, non_blocking=True)
         self.synchronize()
@@ -382,18 +383,6 @@ class CudaDevice:
         if num_rows > self._max_scratch_rows:
             self._max_scratch_rows = num_rows
             self._scratch = DecodeScratch(max_rows=num_rows, geometry=geometry, device=self.torch_device)
-
-
-def _is_alike(target: Weight | Mxfp4Matrix, source: Weight | Mxfp4Matrix) -> bool:
-    if isinstance(target, Mxfp4Matrix):
-        return isinstance(source, Mxfp4Matrix) and target.shape == source.shape
-    if isinstance(target, CodedMatrix):
-        return target.is_like(source) and target.shape == source.shape
-    return isinstance(source, torch.Tensor)
-
-
-def _tensors_of(weight: Weight | Mxfp4Matrix) -> list[torch.Tensor]:
-    return [weight] if isinstance(weight, torch.Tensor) else weight.tensors()
 
 
 def _too_old(device: torch.device, found: tuple[int, int], *, needed: tuple[int, int]) -> str:
