@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-gpu test-oracles test-mutants test-random test-isa test-templates test-fleet test-pages test-dashboard wheel test-wheel check lint types imports routers fleet training format bench docs clean
+.PHONY: help setup kernels packages dev serve test test-fast test-gpu test-oracles test-load test-mutants test-random test-isa test-templates test-fleet test-pages test-dashboard wheel test-wheel check lint types imports routers fleet training format bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -79,15 +79,17 @@ serve: setup  ## Serve the default model on 127.0.0.1:30000
 # in the order of the folders: by the number of tests, the files with one long test would come last, one after another
 # with bytecode, or each of them would rewrite the assertions of all files, in every run
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-test test-gpu test-oracles test-mutants test-random: export PYTHONDONTWRITEBYTECODE =
+test test-gpu test-oracles test-load test-mutants test-random: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## All tests but those of the targets below, fast and slow, in JOBS processes
-	$(PYTEST) -m "not (gpu or oracle or mutants or random or emulated)" $(ARGS)
+	$(PYTEST) -m "not (gpu or oracle or load or mutants or random or emulated)" $(ARGS)
 
 # the folders that hold such tests, so that no others are collected
 test-gpu: dev  ## What a GPU runs: runner, attention, kernels; interpreted where there is no GPU
 	$(PYTEST) -m gpu tests/devices tests/execution $(ARGS)
 test-oracles: dev  ## Long texts of the default model beside other computations of the same, and 64 streams across updates
 	$(PYTEST) -m oracle tests/e2e/training tests/execution tests/launch $(ARGS)
+test-load: dev  ## Real servers under load, while stores fail and engines are killed; 120 flushes in a rollout loop
+	$(PYTEST) -m load tests/e2e $(ARGS)
 test-mutants: dev  ## Engines, caches and fronts that are wrong on purpose: each must be noticed
 	$(PYTEST) -m mutants tests/cache tests/fleet tests/simulation $(ARGS)
 test-random: dev  ## Random runs and requests from a fresh seed: HEADWATER_SIMULATION_S=60 HOSTILE_REQUESTS=120 for more

@@ -72,6 +72,7 @@ def test_ci_says_which_processor_it_ran_on() -> None:
     [
         ("test-gpu", "gpu"),
         ("test-oracles", "oracle"),
+        ("test-load", "load"),
         ("test-mutants", "mutants"),
         ("test-random", "random"),
         ("test-isa", "emulated"),

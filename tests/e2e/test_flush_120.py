@@ -12,7 +12,7 @@ import pytest
 from running_server import RunningServer
 from tiered import write_byte_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.load]
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -20,7 +20,7 @@ from tiered import DEVICE, HOST, NUM_CACHED, NUM_PROMPTS, ask, details, put_stor
 sys.path.append(str(Path(__file__).parents[1] / "storage"))
 from redis_server import RedisServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.load]
 NUM_PAGES = NUM_PROMPTS * NUM_CACHED // 16  # of all prompts
 LONGEST_S = 12.0  # that a request may take on a machine that is busy; a store that hangs is given 5 s a call
 HANG_S = float(os.environ.get("HEADWATER_HANG_S", "5"))  # that the store hangs; in CI 30

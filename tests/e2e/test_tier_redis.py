@@ -12,7 +12,7 @@ from tiered import NUM_CACHED, NUM_PROMPTS, TIERS, ask, details, store_of, wait_
 sys.path.append(str(Path(__file__).parents[1] / "storage"))
 from redis_server import RedisServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.load]
 MAIN = range(NUM_PROMPTS)
 
 

@@ -1,9 +1,17 @@
-"""Requests made to break a server: raw bodies, and hostile values for every parameter that the schema names."""
+"""Requests made to break a server: raw bodies, and hostile values for every parameter that the schema names.
 
+`ask` sends them without a client library, which takes half of the time where a test sends thousands.
+"""
+
+import asyncio
+import functools
 import json
 from collections.abc import Collection, Iterator, Mapping
 from random import Random
 from typing import Any, NamedTuple
+
+import httpx
+from fastapi import FastAPI
 
 JSON = "application/json"
 DEEP = 20_000
@@ -190,3 +198,63 @@ class Operations:
 
 def path_parameters(path: str) -> list[str]:
     return [part.partition("}")[0] for part in path.split("{")[1:]]
+
+
+class Answer(NamedTuple):
+    status_code: int
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(errors="replace")
+
+
+@functools.lru_cache
+def _place(path: str) -> dict[str, Any]:
+    """The part of a scope that says where a request goes, as httpx reads and quotes it."""
+    url = httpx.URL(f"http://test{path}")
+    return {"path": url.path, "raw_path": url.raw_path.split(b"?")[0], "query_string": url.query}
+
+
+async def ask(app: FastAPI, method: str, path: str, *, content: bytes = b"", content_type: bytes) -> Answer:
+    """The whole answer to a request with the headers that httpx sends. What the app raises is a 500."""
+    headers = [
+        (b"host", b"test"),
+        (b"accept", b"*/*"),
+        (b"accept-encoding", b"gzip, deflate"),
+        (b"connection", b"keep-alive"),
+        (b"user-agent", b"plain"),
+        (b"content-type", content_type),
+        (b"content-length", str(len(content)).encode()),
+    ]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "headers": headers,
+        "scheme": "http", "server": ("test", None), "client": ("127.0.0.1", 123), "root_path": "", **_place(path),
+    }  # fmt: skip
+    requests = [{"type": "http.request", "body": content, "more_body": False}]
+    status, parts, is_complete = 0, [], asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if requests:
+            return requests.pop()
+        await is_complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            assert not status, "two answers"
+            status = message["status"]
+        elif message["type"] == "http.response.body":
+            assert not is_complete.is_set(), "an answer goes on after its end"
+            if method != "HEAD":
+                parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                is_complete.set()
+
+    try:
+        await app(scope, receive, send)
+    except Exception as error:
+        return Answer(500, f"{b''.join(parts)!r} {error!r}".encode())
+    assert is_complete.is_set() and status, "an answer without an end"
+    return Answer(status, b"".join(parts))
