@@ -85,7 +85,7 @@ test: dev  ## All tests but those of the targets below, fast and slow, in JOBS p
 
 # the folders that hold such tests, so that no others are collected
 test-gpu: dev  ## What a GPU runs: runner, attention, kernels; interpreted where there is no GPU
-	$(PYTEST) -m gpu tests/devices tests/execution $(ARGS)
+	$(PYTEST) -m gpu tests/devices tests/engine tests/execution $(ARGS)
 test-oracles: dev  ## Long texts of the default model beside other computations of the same, and 64 streams across updates
 	$(PYTEST) -m oracle tests/e2e/training tests/execution tests/launch $(ARGS)
 test-load: dev  ## Real servers under load, while stores fail and engines are killed; 120 flushes in a rollout loop

@@ -12,6 +12,8 @@ SOURCE = ROOT / "src" / "headwater"
 AREAS = [ROOT / "benchmarks", ROOT / "integrations", SOURCE]
 FILES = sorted(file for area in AREAS for file in area.rglob("*.py"))
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+# a part of each banned expression: only a source with one behind a # is cut into tokens, which takes seconds for all
+SUSPICIOUS = re.compile(r"tell|told|body|whoever|whomever|spoil|lets?\s+go|letting\s+go|such\s+as\s+are|,\s+too", re.I)
 
 
 def docstrings(source: str) -> list[str]:
@@ -20,6 +22,9 @@ def docstrings(source: str) -> list[str]:
 
 
 def comments(source: str) -> list[str]:
+    """All comments of a source that has a suspicious one."""
+    if not any(SUSPICIOUS.search(line.partition("#")[2]) for line in source.splitlines() if "#" in line):
+        return []
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return [token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT]
 
@@ -75,4 +80,7 @@ def test_each_fault_is_found() -> None:
     assert faults(f'"""As follows:\n\n    {long}\n\n| {long} |\n\n- one\n- {"very " * 30}\n- {"very " * 30}\n"""') == []
     assert faults('"""The loop\ntold it."""') == ["`told`: The loop told it."]
     assert faults("count = 1  # of this, too") == ["`, too`: of this, too"]
+    for banned in ("tell", "telling", "told", "somebody", "Nobody", "whoever", "whomever", "spoilt", "such as are",
+                   "lets  go", "let\tgo", "letting go"):  # fmt: skip
+        assert faults(f'name = "#"  # {banned}')
     assert faults('"""See `told`."""\nname = "somebody"') == []
