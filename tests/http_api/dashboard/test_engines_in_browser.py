@@ -1,8 +1,11 @@
 """The operating page of a server with two engines and a host tier: engines side by side, a store from the page."""
 
+import re
+
 import httpx
 import pytest
 from api_under_test import served
+from axe import serious_faults
 from browser import chromium, opened
 from loop_engines import loop_engines, prompt_of
 from playwright.sync_api import Locator, expect
@@ -40,6 +43,9 @@ def test_engines_stand_side_by_side_and_take_a_store_from_the_page(tmp_path_fact
         for name in range(4):
             body = {"input_ids": prompt_of(name), "sampling_params": {"max_new_tokens": 2, "ignore_eos": True}}
             httpx.post(f"{url}/generate", json=body, timeout=60).raise_for_status()
+        expect(page.locator("#storage-stored")).to_have_text(re.compile("[1-9]"), timeout=SOON_MS)
+        expect(page.locator("#tiers h3").last).to_have_text("Storage (memory) · 1.0 MiB")
+        assert serious_faults(page) == []
         offload = page.locator("#copies tbody tr").filter(has_text="offload")
         expect(offload.locator("td").nth(1)).not_to_have_text("0 B", timeout=SOON_MS)
 
@@ -47,6 +53,7 @@ def test_engines_stand_side_by_side_and_take_a_store_from_the_page(tmp_path_fact
         expect(page.locator("#copies .outcome")).to_contain_text("detached", timeout=SOON_MS)
         expect(page.get_by_role("button", name="Attach a store")).to_be_visible(timeout=SOON_MS)
 
+        expect(page.locator("#storage-stored")).to_have_count(0)
         engines[1].freeze()
         expect(status).to_have_text("1 of 2 engines do not answer", timeout=SOON_MS)
         assert cells(rows.nth(0))[1] == "serving"

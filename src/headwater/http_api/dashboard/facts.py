@@ -167,9 +167,13 @@ def operations_facts(snapshots: Mapping[int, Snapshot]) -> Json:
     return found
 
 
-def sample_of(states: Sequence[EngineState], latency: Mapping[str, Buckets], *, now_ms: int) -> Sample:
+def sample_of(snapshots: Sequence[Snapshot], latency: Mapping[str, Buckets], *, now_ms: int) -> Sample:
     """The series of one moment, summed over the engines. Counts since the start: a page takes differences."""
     sample: Sample = {"t": now_ms}
+    states = [snapshot.state for snapshot in snapshots]
+    stores = [snapshot.storage for snapshot in snapshots if snapshot.storage.kind]
+    if stores:  # its contents are those of all engines
+        sample["storage.stored"] = max(store.num_bytes for store in stores)
     for name in ("running", "queued", "loading", "parked"):
         sample[name] = sum(requests(state)[name] for state in states)
     for name in COUNTED:

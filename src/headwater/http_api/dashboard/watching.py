@@ -81,7 +81,7 @@ class Watching:
             "engines": {str(rank): self._engine(rank, answer) for rank, answer in answers.items()},
             "operations": operations_facts(there),
             "latency": {name: list(buckets.bounds_s[:-1]) for name, buckets in latency.items()},
-            "sample": sample_of([each.state for each in there.values()], latency, now_ms=now_ms),
+            "sample": sample_of(list(there.values()), latency, now_ms=now_ms),
             "log": dict(self._log),
         }
 

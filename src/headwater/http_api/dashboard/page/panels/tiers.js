@@ -13,11 +13,13 @@ const WORDS = { device: "Device", host: "Host", storage: "Storage" };
 
 export function create(root) {
   const tiers = h("div", { class: "tiers" });
+  const storage = makeStore();
   const hint = h("p", { class: "soft hint", text: "Cached pages can be matched. Private pages belong to running requests, retired ones were flushed and are still held, arriving ones are filled by a copy." });
   root.append(tiers, hint);
   return function update(page) {
     const sums = sumTiers(page.snapshot.engines);
     keepList(tiers, Object.entries(sums), makeTier, (element, tier, name) => element.draw(tier, name, page));
+    storage.show(tiers, page);
   };
 }
 
@@ -53,6 +55,41 @@ function makeTier(_, name) {
     });
   };
   return element;
+}
+
+/** The store as a vessel, if it has a limit. All engines share it, so the first one speaks for all. */
+function makeStore() {
+  const pages = h("td", { id: "storage-stored" });
+  const [size, free] = [h("td"), h("td")];
+  const vessel = h("div", { class: "vessel-box" });
+  const table = h("table", { class: "owners" }, h("caption", { class: "away", text: "Pages in the store" }), h("tbody", {},
+    h("tr", {}, h("th", { scope: "row" }, h("i", { class: "swatch c-storage" }), "stored"), pages, size),
+    h("tr", {}, h("th", { scope: "row" }, h("i", { class: "swatch c-free" }), "free"), h("td"), free)));
+  const title = h("h3");
+  const chart = h("div", { class: "history" });
+  const element = h("div", { class: "tier" }, title, h("div", { class: "level" }, vessel, table), chart);
+  const drawVessel = createReservoir(vessel, ["storage"]);
+  const drawPlot = createPlot(chart, { series: [{ key: "storage", words: "stored" }], label: "History of the store", areas: true, legend: false });
+  const show = (tiers, { snapshot, series, rangeS }) => {
+    const store = Object.values(snapshot.engines).find((engine) => engine.up && engine.storage.capacity_bytes)?.storage;
+    if (!store) {
+      element.remove();
+      return;
+    }
+    if (tiers.lastElementChild !== element) tiers.append(element);
+    const capacity = Math.max(1, store.capacity_bytes);
+    setText(title, `Storage (${store.kind}) · ${bytes(capacity)}`);
+    setText(pages, count(store.num_pages));
+    setText(size, bytes(store.num_bytes));
+    setText(free, bytes(Math.max(0, capacity - store.num_bytes)));
+    const label = `storage: ${bytes(store.num_bytes)} of ${bytes(capacity)} used`;
+    drawVessel({ amounts: { storage: Math.min(capacity, store.num_bytes) }, capacity, label });
+    drawPlot({
+      points: { storage: series.gauge("storage.stored", rangeS) },
+      rangeS, now: series.last.t, format: (value) => `${Math.round((100 * value) / capacity)} %`, top: capacity, summary: label,
+    });
+  };
+  return { show };
 }
 
 export function sumTiers(engines) {
