@@ -140,6 +140,7 @@ class Case:
         fixed: Callable[..., int] = lambda rate, most, **_: most  # noqa: E731
         with (
             patch("headwater.scheduling.speculation.acceptance.best_length", fixed),
+            patch("headwater.scheduling.speculation.speculation.best_length", fixed),
             patch.object(self.scheduler.speculation, "_num_draft_tokens", length),
         ):
             yield

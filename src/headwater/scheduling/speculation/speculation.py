@@ -44,6 +44,7 @@ class Speculation:
         self._running = running
         self._counters = counters
         self._times = StepTimes()
+        self._keeps_times = self._drafter is not None
         self._has_drafts = False  # whether the newest plan has some
         self._num_looks = 0
 
@@ -123,12 +124,12 @@ class Speculation:
 
     def planned(self, now_s: float) -> None:
         """A step is about to be launched."""
-        if self._drafter is not None:
+        if self._keeps_times:
             self._times.planned(now_s)
 
     def ended(self, plan: StepPlan, now_s: float, *, has_failed: bool = False) -> None:
         """The oldest step in flight has ended."""
-        if self._drafter is None:
+        if not self._keeps_times:
             return
         if has_failed:
             self._times.failed(now_s)
