@@ -178,6 +178,16 @@ def test_drafts_leave_the_step_its_tokens():
     assert steps.plan().num_rows == 6  # one less than without the limit
 
 
+def test_requests_share_what_is_left_of_a_step():
+    settings = SpeculationSettings(drafter=ScriptedDrafter(a=list(range(11, 23)), b=list(range(31, 43)), c=[61]))
+    steps = Steps(speculation=settings, max_step_tokens=12)
+    for number, rid in enumerate("abc"):
+        steps.add(rid, 4, 30, first_id=100 * number)
+    steps.step()
+    plan = steps.plan()
+    assert [rid for rid, _ in steps.rows(plan)] == ["a"] * 4 + ["b"] * 4 + ["c"] * 2
+
+
 def test_a_full_batch_has_no_drafts():
     names = [f"r{n}" for n in range(17)]
     settings = SpeculationSettings(drafter=ScriptedDrafter(**{name: [11, 12] for name in names}))

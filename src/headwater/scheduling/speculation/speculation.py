@@ -89,10 +89,13 @@ class Speculation:
         num_left = min(self._limits.max_rows - num_rows, builder.num_tokens_left)
         found = [(it, tokens) for it in decodes if len(tokens := self._find(it, num_left))]
         lengths = self._lengths([(_acceptance(it), len(tokens)) for it, tokens in found], num_rows=num_rows)
-        for (request, tokens), length in zip(found, lengths, strict=True):
+        num_waiting = sum(length > 0 for length in lengths)
+        for (request, tokens), wanted in zip(found, lengths, strict=True):
             drafting = request.drafting
             assert drafting is not None
-            length = self._running.make_room(request, min(length, num_left))
+            length = min(wanted, -(-num_left // max(num_waiting, 1)))  # alike: the first tokens are right most often
+            num_waiting -= wanted > 0
+            length = self._running.make_room(request, length)
             drafting.is_on = drafting.is_open = length > 0
             if length > 0:
                 num_left -= length
