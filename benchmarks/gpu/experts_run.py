@@ -35,7 +35,7 @@ def candidates() -> list[TileShape]:
     found = {shape for _, shape in TILES}
     for rows, features, columns, stages in itertools.product((16, 32, 64, 128), (32, 64, 128), (64, 128), (3, 4)):
         shared = stages * columns * 2 * (rows + 2 * features)
-        if rows * features <= 1 << 13 and shared <= MOST_SHARED_BYTES:
+        if rows * features <= 1 << 14 and shared <= MOST_SHARED_BYTES:
             found.add(TileShape(rows, features, columns, 8 if rows * features > 1 << 12 else 4, stages))
     return sorted(found, key=repr)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the time of a workload goes on a GPU: kernels by name, the card's idle time between them, and the steps.
 
-    profile_run.py MODEL OUT.json [--cases one,decode,prefill,prefix,repeat] [--tp-size 2]
+    profile_run.py MODEL OUT.json [--cases one,decode,prefill,prefix,repeat] [--tp-size 2] [--quantization fp8]
 
 one: decodes of a single stream. decode: of 64 streams. prefill: 64 prompts of 1,024 tokens. prefix: 64 prompts of 64
 new tokens behind 4,096 cached ones (B4); repeat: the same once more. Random weights, as in engine_run.py. The profiler
@@ -55,8 +55,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--cases", default="one,decode,prefill,prefix")
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--tp-size", type=int, default=1)
+    parser.add_argument("--quantization", default="none")
     options = parser.parse_args(argv)
     flags = {"attention_backend": options.attention_backend, "tp_size": options.tp_size}
+    flags["quantization"] = options.quantization
     figures = Figures(options.out, {"model": options.model, **flags})
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))

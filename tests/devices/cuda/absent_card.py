@@ -19,6 +19,7 @@ from attention_setting import Setting
 from headwater.devices.adapters import AdapterShape
 from headwater.devices.cuda.adapters import CudaAdapters
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.coded.tiles import tiles
 from headwater.devices.cuda.kernels.fixed import fixed_logsumexp
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.head_copy import copy_heads
@@ -27,6 +28,7 @@ from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
+from headwater.devices.cuda.products.coded_matrix import place_codes
 from headwater.devices.cuda.products.scaled_product import round_tokens
 from headwater.devices.device import AttentionGeometry, LayerAttention, Routing
 from headwater.devices.host_tensor import HostTensor
@@ -129,7 +131,14 @@ def coded() -> None:
             x = torch.zeros(num_tokens, 512, dtype=torch.bfloat16)
             device.pack_linear([matrix]).add_to(torch.zeros(num_tokens, 256), x)
         device.pack_linear([matrix]).embed(torch.zeros(3, dtype=torch.int32))
-    round_tokens(torch.zeros(3, 512, dtype=torch.bfloat16))
+    for group in (512, 128):
+        codes, scales = round_tokens(torch.zeros(3, 512, dtype=torch.bfloat16), group)
+        numbers = np.ones((2, 512 // group), np.float32)
+        tensor = ScaledTensor("float8_e4m3fn", (256, 512), np.zeros((256, 512), np.uint8), numbers, tile=(128, group))
+        matrix = place_codes(tensor, torch.device("cpu"))
+        for num_tokens in (3, 60, 130):
+            x, x_scales = codes[:1].repeat(num_tokens, 1), scales[:1].repeat(num_tokens, 1)
+            tiles(x, matrix, None, torch.zeros(num_tokens, 256), adds=True, token_scales=x_scales)
 
 
 def adapters() -> None:

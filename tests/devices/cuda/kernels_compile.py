@@ -31,7 +31,10 @@ KERNELS = {
     "float32-large-heads": ATTENTION,
     "float8": ATTENTION,
     "layers": {"_norm_kernel", "_activate_mul_kernel", "_skinny_kernel"},
-    "coded": {"_one_token_kernel", "_tiles_kernel", "_numbers_kernel", "_round_kernel"},
+    "coded": {
+        "_one_token_kernel", "_tiles_kernel", "_group_sums_kernel", "_add_splits_kernel", "_numbers_kernel",
+        "_round_kernel",
+    },
     "deterministic": {
         "_write_entries_kernel", "_write_kernel", "_prefill_kernel", "_linear_kernel", "_activate_mul_kernel",
         "_logsumexp_kernel",

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
+from headwater.devices.cuda.kernels.coded.tiles import tiles
 from headwater.devices.cuda.products.coded_matrix import (
     CodedMatrix,
     can_hold,
@@ -18,7 +19,7 @@ from headwater.devices.cuda.products.coded_matrix import (
     to_words,
 )
 from headwater.devices.cuda.products.gguf_codes import GGUF_FORMATS
-from headwater.devices.cuda.products.scaled_product import round_tokens, scaled_product
+from headwater.devices.cuda.products.scaled_product import round_tokens, scaled_product, suits_scaled_product
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.number_formats import narrow
 from headwater.devices.scaled_tensor import ScaledTensor
@@ -99,7 +100,11 @@ def test_products(form: str, width: int, tile: tuple, has_offsets: bool, num_tok
     short = device.pack_linear([matrix])
     for dtype in (torch.float16, torch.bfloat16) if x.is_cuda else (torch.float16,):  # interpreted: no bfloat16
         half = x.to(dtype)
-        torch.testing.assert_close(short.logits(half), F.linear(half.float(), weight), rtol=1e-2, atol=2e-2)
+        wanted = F.linear(half.float(), weight)
+        if num_tokens > 1 and suits_scaled_product(half, matrix):  # tokens are rounded to 3 bits
+            assert (short.logits(half) - wanted).norm() < 0.05 * wanted.norm()
+        else:
+            torch.testing.assert_close(short.logits(half), wanted, rtol=1e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 130])
@@ -149,7 +154,8 @@ def test_words_keep_every_code() -> None:
         packed = to_words(codes, words)
         assert torch.equal(of_words(packed, words), codes)
         numbers = packed.numpy().view(np.uint32)
-        assert [(int(numbers[1, 1]) >> (4 * i)) & 15 for i in range(8)] == codes[1, 1 : 8 * words : words].tolist()
+        runs = codes[1, : 8 * words].reshape(4, 2 * words)
+        assert [(int(numbers[1, 1]) >> (4 * i)) & 15 for i in range(8)] == [*runs[:, 2].tolist(), *runs[:, 3].tolist()]
 
 
 def test_what_the_kernels_do_not_take() -> None:
@@ -174,12 +180,31 @@ def test_products_in_float8_units() -> None:
     weight = torch.randn((32, 64), generator=torch.Generator().manual_seed(0)).to(PLACE)
     x = torch.randn((5, 64), generator=torch.Generator().manual_seed(1)).to(PLACE).to(torch.bfloat16)
     x[2] = 0
-    codes, scales = round_tokens(x)
+    codes, scales = round_tokens(x, 64)
     wanted = (x.float() / scales).to(torch.float8_e4m3fn)
     has_carry = (wanted.view(torch.uint8) & 7) == 0  # Triton's interpreter loses the carry into the exponent
     assert ((codes.view(torch.uint8) == wanted.view(torch.uint8)) | has_carry).all()
     torch.testing.assert_close(scales[:, 0], torch.where(x.any(dim=1), x.float().abs().amax(dim=1) / 448, 1.0))
     matrix = round_to_float8(weight)
-    product = scaled_product(x, matrix, None).float()
     expected = F.linear(codes.float() * scales, to_numbers(matrix, torch.float32))
+    product = torch.zeros((5, 32), device=PLACE)
+    scaled_product(x, matrix, None, product, adds=False)
     torch.testing.assert_close(product, expected, rtol=1e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("num_tokens", [5, 140])
+@pytest.mark.parametrize("group", [32, 256, 384])
+def test_products_with_tokens_in_float8(group: int, num_tokens: int) -> None:
+    """Scales of groups, of which the last may be short, or of whole tokens; sums that are split between programs."""
+    tensor = make("float8_e4m3fn", (48, 384), (48, group))
+    matrix = place_codes(tensor, PLACE)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((num_tokens, 384), generator=generator).to(PLACE).to(torch.bfloat16)
+    bias = torch.randn(48, generator=generator).to(PLACE)
+    codes, scales = round_tokens(x, group)
+    rounded = codes.float() * scales.repeat_interleave(group, dim=1)[:, :384]
+    expected = F.linear(rounded, to_numbers(matrix, torch.float32), bias)
+    residual = torch.randn((num_tokens, 48), generator=generator).to(PLACE)
+    total = residual.clone()
+    tiles(codes, matrix, bias, total, adds=True, token_scales=scales)
+    torch.testing.assert_close(total, residual + expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))

@@ -25,14 +25,21 @@ def suits(num_tokens: int, num_features: int) -> bool:
     return num_tokens == 1 or (num_tokens <= _MAX_TOKENS and num_features <= _SMALL_OUTPUT)
 
 
+def suits_logits(num_tokens: int, num_features: int) -> bool:
+    """Whether `linear` in float32 is the faster way: for a router, not for a head."""
+    return num_tokens <= _MAX_TOKENS and num_features <= _SMALL_OUTPUT
+
+
 def suits_gated(num_tokens: int, weight: torch.Tensor) -> bool:
     """Whether `gated_linear` is the faster way."""
     return num_tokens == 1 and weight.numel() < _LARGE_GATED
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + b. [T, in], [out, in], [out] -> [T, out]"""
-    y = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """x W^T + b in x's dtype, or in that given. [T, in], [out, in], [out] -> [T, out]"""
+    y = torch.empty((len(x), len(weight)), dtype=x.dtype if dtype is None else dtype, device=x.device)
     _launch(x, weight, bias, y, num_features=len(weight))
     return y
 

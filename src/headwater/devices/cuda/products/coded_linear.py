@@ -11,7 +11,7 @@ import torch
 
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.kernels.coded.one_token import one_token
-from headwater.devices.cuda.kernels.coded.tiles import MAX_TILE_TOKENS, has_tiles, tiles
+from headwater.devices.cuda.kernels.coded.tiles import MAX_TILE_TOKENS, has_tiles, suits_one_token_of_tiles, tiles
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix, join
 from headwater.devices.cuda.products.linear import CudaLinear
 from headwater.devices.cuda.products.scaled_product import scaled_product, suits_scaled_product
@@ -105,12 +105,12 @@ class CodedLinear:
         weight = part.weight
         if isinstance(weight, CodedMatrix):
             if not self.is_deterministic:
-                if len(x) == 1:
+                if len(x) == 1 and not suits_one_token_of_tiles(x, weight):
                     return one_token(x, weight, part.bias, y, adds=adds)
+                if len(x) > 1 and suits_scaled_product(x, weight):
+                    return scaled_product(x, weight, part.bias, y, adds=adds)
                 if len(x) <= MAX_TILE_TOKENS and has_tiles(weight):
                     return tiles(x, weight, part.bias, y, adds=adds)
-                if suits_scaled_product(x, weight):
-                    return _put(y, scaled_product(x, weight, part.bias), adds=adds)
             weight = to_numbers(weight, x.dtype)
         plain = CudaLinear([weight], None if part.bias is None else [part.bias], is_deterministic=self.is_deterministic)
         if adds and len(self._parts) == 1:

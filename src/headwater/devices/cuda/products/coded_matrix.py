@@ -1,7 +1,7 @@
 """Matrices of 4-bit and 8-bit codes in a GPU's memory, in the layout of its kernels (kernels/coded/).
 
-Codes of 4 bits lie in int32 words, in chunks of W words: bits 4 i of word j of a chunk are input i W + j of its 8 W
-inputs. So one code of each word is a run of W inputs.
+Codes of 4 bits lie in int32 words, in chunks of W words or 2 W halves of words: bits 4 i of half j of a chunk are input
+2 i W + j of its 8 W inputs. So one code of each half is a run of 2 W inputs.
 """
 
 from collections.abc import Sequence
@@ -161,20 +161,20 @@ def codes_to_host(matrix: CodedMatrix) -> ScaledTensor:
 def to_words(codes: torch.Tensor, words: int) -> torch.Tensor:
     """Codes of 4 bits, uint8[out, in], to int32[out, in / 8]."""
     num_rows, width = codes.shape
-    pairs = codes.reshape(num_rows, width // (8 * words), 4, 2, words)
-    packed = pairs[:, :, :, 0] | pairs[:, :, :, 1] << 4  # byte, word
-    return packed.transpose(2, 3).contiguous().view(torch.int32).reshape(num_rows, width // 8)
+    pairs = codes.reshape(num_rows, width // (8 * words), 2, 2, 2 * words)
+    packed = pairs[:, :, :, 0] | pairs[:, :, :, 1] << 4  # byte of a half, half
+    return packed.transpose(2, 3).reshape(num_rows, width // 2).contiguous().view(torch.int32)
 
 
 def of_words(packed: torch.Tensor, words: int) -> torch.Tensor:
     """The inverse of `to_words`."""
     num_rows, num_words = packed.shape
-    codes = packed.contiguous().view(torch.uint8).reshape(num_rows, num_words // words, words, 4).transpose(2, 3)
-    return torch.stack((codes & 15, codes >> 4), dim=3).reshape(num_rows, num_words * 8)
+    halves = packed.contiguous().view(torch.uint8).reshape(num_rows, num_words // words, 2 * words, 2).transpose(2, 3)
+    return torch.stack((halves & 15, halves >> 4), dim=3).reshape(num_rows, num_words * 8)
 
 
 def _words_of(width: int, group: int) -> int:
-    """Words of a chunk: each is of whole groups, or lies within one. 0 if there is no such chunk."""
+    """Words of a chunk: each is of whole groups, or lies within one; runs do as well. 0 if there is no such chunk."""
     is_whole = group >= width
     if width % _LONG_INPUTS == 0 and (is_whole or group % _LONG_INPUTS == 0 or group in (32, 64)):
         return LONG_CHUNK

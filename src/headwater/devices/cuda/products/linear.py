@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.cuda.kernels.fixed import add_fixed_linear, fixed_linear
-from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, linear, suits, suits_gated
+from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, linear, suits, suits_gated, suits_logits
 from headwater.devices.device import Activation
 
 
@@ -57,6 +57,8 @@ class CudaLinear:
         if self.is_deterministic:
             y = torch.empty((len(x), self.out_features), dtype=torch.float32, device=x.device) if out is None else out
             return fixed_linear(x, self._weight, self._bias, y)
+        if out is None and suits_logits(len(x), self.out_features):
+            return linear(x, self._weight, self._bias, dtype=torch.float32)
         if self._widens and self._bias is None:
             return torch.mm(x, self._weight.t(), out_dtype=torch.float32, out=out)
         return self(x).float() if out is None else out.copy_(self(x))

@@ -67,13 +67,17 @@ def _numbers_kernel(
         at = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
         is_word = (at < width // SPAN)[:, None]
         words = tl.load(codes + row * (width // 8) + at[:, None] * INNER + inner[None, :], mask=is_word, other=0)
-        for i in tl.static_range(8):
-            column = at[:, None] * SPAN + i * INNER + inner[None, :]
+        run = tl.arange(0, 2 * INNER)
+        is_run = (at < width // SPAN)[:, None]
+        for i in tl.static_range(4):
+            column = at[:, None] * SPAN + i * 2 * INNER + run[None, :]
             group = row * num_groups + column // GROUP
-            scale = tl.load(scales + group, mask=is_word, other=0.0).to(tl.float32)
-            offset = offset_of(scale, offsets, group, is_word, FORMAT, HAS_OFFSETS)
-            number = ((words >> (4 * i)) & 15).to(tl.float32) * scale + offset
-            tl.store(to + column, number.to(out.dtype.element_ty), mask=is_word)
+            scale = tl.load(scales + group, mask=is_run, other=0.0).to(tl.float32)
+            offset = offset_of(scale, offsets, group, is_run, FORMAT, HAS_OFFSETS)
+            # of each word, the code of its lower half and that of its upper one
+            pairs = tl.join((words >> (4 * i)) & 15, (words >> (4 * i + 16)) & 15)
+            number = tl.reshape(pairs, (CHUNKS, 2 * INNER)).to(tl.float32) * scale + offset
+            tl.store(to + column, number.to(out.dtype.element_ty), mask=is_run)
     else:
         column = tl.program_id(1) * CHUNKS * INNER + tl.arange(0, CHUNKS * INNER)
         is_column = column < width

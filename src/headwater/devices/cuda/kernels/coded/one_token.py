@@ -58,6 +58,16 @@ def _number(words, i: tl.constexpr):
 
 
 @triton.jit
+def _pair(x, at, mask):
+    """Two inputs side by side, as float32; those of bfloat16 are the halves of a word."""
+    if x.dtype.element_ty == tl.bfloat16:
+        words = tl.load((x + at).to(tl.pointer_type(tl.int32)), mask=mask, other=0)
+        return (words << 16).to(tl.float32, bitcast=True), (words & -65536).to(tl.float32, bitcast=True)
+    lower = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    return lower, tl.load(x + at + 1, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _in_group(products, totals, scales, offsets, at, mask, FORMAT: tl.constexpr, HAS_OFFSETS: tl.constexpr):
     """Part of a sum: of `_number` times inputs, and of the inputs, within a group."""
     scale = tl.load(scales + at, mask=mask, other=0.0).to(tl.float32)
@@ -130,7 +140,7 @@ def _one_token_kernel(
     if FORMAT == "int4":
         SPAN: tl.constexpr = 8 * INNER  # inputs of a chunk of words
         PARTS: tl.constexpr = SPAN // GROUP if GROUP < SPAN else 1  # groups of a chunk
-        STEPS: tl.constexpr = 8 // PARTS
+        RUNS: tl.constexpr = 4 // PARTS  # of inputs, in a part
         num_words = width // 8
         for first in range(0, num_words, LANES):
             lane = first + lanes
@@ -141,17 +151,17 @@ def _one_token_kernel(
             words2 = tl.load(codes + row2 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
             words3 = tl.load(codes + row3 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
             chunk = lane // INNER
-            column = chunk * SPAN + lane % INNER
+            column = chunk * SPAN + 2 * (lane % INNER)
             for part in tl.static_range(PARTS):
                 totals, products0, products1, products2, products3 = zeros, zeros, zeros, zeros, zeros
-                for step in tl.static_range(STEPS):
-                    i = part * STEPS + step
-                    value = tl.load(x + column + i * INNER, mask=is_in, other=0.0).to(tl.float32)
-                    products0 += _number(words0, i) * value
-                    products1 += _number(words1, i) * value
-                    products2 += _number(words2, i) * value
-                    products3 += _number(words3, i) * value
-                    totals += value
+                for step in tl.static_range(RUNS):
+                    i = part * RUNS + step
+                    lower, upper = _pair(x, column + i * 2 * INNER, is_in)
+                    products0 += _number(words0, i) * lower + _number(words0, i + 4) * upper
+                    products1 += _number(words1, i) * lower + _number(words1, i + 4) * upper
+                    products2 += _number(words2, i) * lower + _number(words2, i + 4) * upper
+                    products3 += _number(words3, i) * lower + _number(words3, i + 4) * upper
+                    totals += lower + upper
                 at = chunk * PARTS + part if GROUP < SPAN else chunk * SPAN // GROUP
                 at0, at1, at2 = row0 * num_groups + at, row1 * num_groups + at, row2 * num_groups + at
                 at3 = row3 * num_groups + at

@@ -1,76 +1,193 @@
-"""Some tokens times a coded matrix: codes become floats on the way to the tensor cores."""
+"""Some tokens times a coded matrix: codes become floats on the way to the tensor cores.
+
+The matrix is the first factor, so that a few tokens fill a tile. Where a layer has too few outputs for the card, its
+inputs are split between programs, and a second kernel adds their sums in order. A code of 4 bits is the last bits of a
+16-bit float. Offsets are a small product of their own, with the sums of each group's inputs. Float8 codes are
+multiplied with float8 tokens (products/scaled_product.py): the card's units take both as they are.
+"""
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportAssignmentType=false
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.kernels.coded.parts import byte_codes, offset_of
+from headwater.devices.cuda.kernels.coded.parts import byte_codes
+from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
-MAX_TILE_TOKENS = 128  # above, plain numbers in a library's product are the faster way
-_TILE_TOKENS = (16, 32, 64)
-_MIN_TILE = 16  # inputs of a product in tiles, at least
+MAX_TILE_TOKENS = 256  # above, plain numbers in a library's product are the faster way
+_MIN_RUN = 16  # inputs of a product in tiles, at least
+_WANTED_PROGRAMS = 198  # three for two of an H200's processors
+_MAX_SPLITS = 8
+_MIN_SPLIT = 256  # inputs of a split, at least
+_SUM_BLOCK = 1024
+_LARGE_INT4 = 1 << 25  # numbers
+_GROUPS_AT_ONCE = tl.constexpr(32)
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """How a product is cut: tokens and outputs of a program, and inputs at a time where codes have 8 bits."""
+
+    tokens: int
+    features: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+# by the number of tokens up to which a shape suits; the fastest of those tried on an H200
+_INT4_SHAPES = (
+    (16, TileShape(16, 128, 128, 4, 3)),
+    (64, TileShape(64, 128, 128, 4, 3)),
+    (1 << 30, TileShape(128, 128, 128, 8, 3)),
+)
+_BYTE_SHAPES = (
+    (16, TileShape(16, 64, 128, 4, 4)),
+    (64, TileShape(64, 64, 128, 4, 4)),
+    (1 << 30, TileShape(128, 128, 128, 8, 3)),
+)
+_FLOAT8_SHAPES = (
+    (16, TileShape(16, 64, 256, 4, 3)),
+    (64, TileShape(64, 128, 256, 4, 3)),
+    (1 << 30, TileShape(128, 128, 128, 4, 3)),
+)
+_FLOAT8_GROUP_SHAPES = (  # sums of a group beside those of all take registers
+    (16, TileShape(16, 64, 128, 4, 4)),
+    (64, TileShape(64, 64, 128, 4, 4)),
+    (1 << 30, TileShape(128, 128, 128, 8, 3)),
+)
+_FLOAT32 = TileShape(16, 64, 64, 4, 2)  # for tests
 
 
 def has_tiles(matrix: CodedMatrix) -> bool:
     """Whether its codes can be multiplied in tiles: not those of 4 bits in short chunks."""
-    return matrix.words >= _MIN_TILE or matrix.format != "int4"
+    return 2 * matrix.words >= _MIN_RUN or matrix.format != "int4"
 
 
-def tiles(x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None, y: torch.Tensor, *, adds: bool) -> None:
-    """y = x W^T + b, or y += x W^T + b. [T, in] -> [T, out], whose rows may be parts of longer ones."""
+def suits_one_token_of_tiles(x: torch.Tensor, matrix: CodedMatrix) -> bool:
+    """Whether one token is multiplied faster in a tile than by plain multiplications: large matrices of 4 bits."""
+    is_large = matrix.format == "int4" and matrix.shape[0] * matrix.shape[1] >= _LARGE_INT4
+    return is_large and has_tiles(matrix) and matrix.offsets is None and x.dtype != torch.float32
+
+
+def tiles(
+    x: torch.Tensor,
+    matrix: CodedMatrix,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    adds: bool,
+    token_scales: torch.Tensor | None = None,
+) -> None:
+    """y = x W^T + b, or y += x W^T + b. [T, in] -> [T, out], whose rows may be parts of longer ones.
+
+    With `token_scales`, float32[T, 1] or [T, in / group], x is of float8 as the matrix is.
+    """
     num_tokens, (num_features, width) = len(x), matrix.shape
-    tokens = next((size for size in _TILE_TOKENS if num_tokens <= size), _TILE_TOKENS[-1])
-    features = 64
-    is_float32 = x.dtype == torch.float32
-    inner = matrix.words if matrix.format == "int4" else matrix.inner
-    _tiles_kernel[(triton.cdiv(num_features, features), triton.cdiv(num_tokens, tokens))](
-        x,
-        matrix.codes,
-        matrix.scales,
-        matrix.scales if matrix.offsets is None else matrix.offsets,
-        matrix.scales if bias is None else bias,
-        y,
-        num_tokens,
-        width,
-        num_features,
-        matrix.num_groups,
-        y.stride(0),
-        GROUP=matrix.group,
-        INNER=inner,
-        TOKENS=tokens,
-        FEATURES=features,
-        FORMAT=matrix.format,
-        HAS_OFFSETS=matrix.offsets is not None,
-        HAS_BIAS=bias is not None,
-        ADDS=adds,
-        num_warps=4,
-        num_stages=2 if is_float32 else 4,
-    )
+    shape = _shape_for(num_tokens, x.dtype, matrix)
+    run, unit = _inputs_at_once(matrix, shape)
+    grid = (triton.cdiv(num_features, shape.features), triton.cdiv(num_tokens, shape.tokens))
+    per_split = _inputs_of_a_split(width, unit, grid[0] * grid[1])
+    num_splits = triton.cdiv(width, per_split)
+    is_split = num_splits > 1
+    out = torch.empty((num_splits, num_tokens, num_features), dtype=torch.float32, device=x.device) if is_split else y
+    has_offsets, is_whole = matrix.offsets is not None, matrix.num_groups == 1
+    numbers = (matrix.scales, *((matrix.offsets, _group_sums(x, matrix)) if has_offsets else (matrix.scales,) * 2))
+    sizes = (width, num_features, matrix.num_groups, out.stride(-2), per_split)
+    flags = (
+        matrix.group, run, unit, shape.tokens, shape.features, matrix.format, has_offsets, is_whole,
+        width % unit == 0, token_scales is not None, token_scales is not None and token_scales.shape[1] > 1,
+        bias is not None and not is_split, adds and not is_split,
+    )  # fmt: skip
+    pointers = (x, matrix.codes, *numbers, matrix.scales if token_scales is None else token_scales)
+    pointers = (*pointers, matrix.scales if bias is None else bias, out)
+    dtypes = tuple(each.dtype for each in pointers)
+    key = (x.device.index, dtypes, *sizes, *flags, shape.num_warps, shape.num_stages, *alignment(*pointers))
+    codes = matrix.codes.view(torch.int16) if matrix.format == "int4" else matrix.codes
+    pointers = (_bits(pointers[0]), codes, *pointers[2:])
+    _launch_tiles(
+        (*grid, num_splits), *pointers, num_tokens, *sizes, *flags,
+        key=key, num_warps=shape.num_warps, num_stages=shape.num_stages,
+    )  # fmt: skip
+    if is_split:
+        _add_splits(out, bias, y, adds=adds)
+
+
+def _shape_for(num_tokens: int, dtype: torch.dtype, matrix: CodedMatrix) -> TileShape:
+    if dtype == torch.float32:
+        return _FLOAT32
+    shapes = _INT4_SHAPES if matrix.format == "int4" else _BYTE_SHAPES
+    if dtype == torch.float8_e4m3fn:
+        shapes = _FLOAT8_SHAPES if matrix.num_groups == 1 else _FLOAT8_GROUP_SHAPES
+    return next(shape for most, shape in shapes if num_tokens <= most)
+
+
+def _inputs_at_once(matrix: CodedMatrix, shape: TileShape) -> tuple[int, int]:
+    """Inputs of a product in tiles, which share a scale, and of a turn of the kernel's loop."""
+    if matrix.format == "int4":
+        return 2 * matrix.words, 8 * matrix.words
+    if matrix.num_groups == 1:
+        return shape.columns, shape.columns
+    run = min(shape.columns, matrix.group & -matrix.group)
+    return run, max(run, shape.columns)
+
+
+def _inputs_of_a_split(width: int, unit: int, num_programs: int) -> int:
+    """A multiple of `unit` that makes programs enough for the card."""
+    splits = 1
+    while splits < _MAX_SPLITS and splits * num_programs < _WANTED_PROGRAMS and width >= 2 * splits * _MIN_SPLIT:
+        splits *= 2
+    return triton.cdiv(triton.cdiv(width, unit), splits) * unit
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
+
+
+def _group_sums(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
+    """The sum of each group of inputs: [T, in] -> float32[T, in / group]"""
+    sums = torch.empty((len(x), matrix.num_groups), dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(matrix.group)
+    groups = max(1, min(triton.next_power_of_2(matrix.num_groups), _SUM_BLOCK * 4 // block))
+    sizes = (x.shape[1], matrix.num_groups)
+    flags = (matrix.group, groups, block)
+    key = (x.device.index, x.dtype, *sizes, *flags, *alignment(x, sums))
+    _launch_group_sums((len(x), triton.cdiv(matrix.num_groups, groups)), x, sums, *sizes, *flags, key=key)
+    return sums
+
+
+def _add_splits(sums: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, adds: bool) -> None:
+    num_splits, num_tokens, num_features = sums.shape
+    sizes = (num_features, y.stride(0))
+    flags = (num_splits, bias is not None, adds, _SUM_BLOCK)
+    bias = sums if bias is None else bias
+    key = (y.device.index, y.dtype, bias.dtype, *sizes, *flags, *alignment(sums, bias, y))
+    grid = (triton.cdiv(num_features, _SUM_BLOCK), num_tokens)
+    _launch_sums(grid, sums, bias, y, num_tokens, *sizes, *flags, key=key)
 
 
 @triton.jit
-def _tile_number(words, i: tl.constexpr, dtype: tl.constexpr):
-    """Code i of each word, and `_above`: a 16-bit float whose lowest bits are the code's needs no conversion."""
-    if dtype == tl.bfloat16:  # 16 + n
-        bits = words << 3 if i == 0 else words >> (4 * i - 3)
-        return ((bits & 0x78) | 0x4180).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    if dtype == tl.float16:  # 64 + n
-        bits = words << 4 if i == 0 else words >> (4 * i - 4)
-        return ((bits & 0xF0) | 0x5400).to(tl.int16).to(tl.float16, bitcast=True)
-    return ((words >> (4 * i)) & 15).to(dtype)
+def _tile_number(halves, i: tl.constexpr, dtype: tl.constexpr):
+    """Code i of each half of a word, and `_above`: the last bits of a 16-bit float need no conversion."""
+    if dtype == tl.bfloat16:  # 128 + n
+        return (((halves >> (4 * i)) & 15) | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    if dtype == tl.float16:  # 1024 + n
+        return (((halves >> (4 * i)) & 15) | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
+    return ((halves >> (4 * i)) & 15).to(dtype)
 
 
 @triton.jit
 def _above(dtype: tl.constexpr):
     if dtype == tl.bfloat16:
-        return 16.0
+        return 128.0
     if dtype == tl.float16:
-        return 64.0
+        return 1024.0
     return 0.0
 
 
@@ -80,68 +197,141 @@ def _tiles_kernel(
     codes,
     scales,
     offsets,
+    group_sums,
+    token_scales,
     biases,
-    y,
+    out,
     num_tokens,
     width,
     num_features,
     num_groups,
-    y_stride,
+    out_stride,
+    per_split,
     GROUP: tl.constexpr,
-    INNER: tl.constexpr,
+    RUN: tl.constexpr,
+    UNIT: tl.constexpr,
     TOKENS: tl.constexpr,
     FEATURES: tl.constexpr,
     FORMAT: tl.constexpr,
     HAS_OFFSETS: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    IS_FLOAT8: tl.constexpr,
+    HAS_TOKEN_GROUPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
 ):
     feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    start = tl.program_id(2) * per_split
+    stop = tl.minimum(start + per_split, width)
     is_in, is_token = feature < num_features, token < num_tokens
-    inner = tl.arange(0, INNER)
-    x_at = x + token.to(tl.int64)[:, None] * width + inner[None, :]
+    run = tl.arange(0, RUN)
+    x_at = x + token.to(tl.int64)[None, :] * width + run[:, None]
     line = feature.to(tl.int64) * num_groups
-    dtype: tl.constexpr = x.dtype.element_ty
-    sums = tl.zeros((TOKENS, FEATURES), tl.float32)
+    sums = tl.zeros((FEATURES, TOKENS), tl.float32)
     if FORMAT == "int4":
-        SPAN: tl.constexpr = 8 * INNER
-        PARTS: tl.constexpr = SPAN // GROUP if GROUP < SPAN else 1
-        STEPS: tl.constexpr = 8 // PARTS
-        code_at = codes + feature.to(tl.int64)[None, :] * (width // 8) + inner[:, None]
-        for chunk in range(0, width // SPAN):
-            words = tl.load(code_at + chunk * INNER, mask=is_in[None, :], other=0)
+        dtype: tl.constexpr = x.dtype.element_ty
+        PARTS: tl.constexpr = UNIT // GROUP if GROUP < UNIT else 1
+        RUNS: tl.constexpr = 4 // PARTS
+        code_at = codes + feature.to(tl.int64)[:, None] * (width // 4) + run[None, :]
+        for first in range(start, stop, UNIT):
+            halves = tl.load(code_at + first // 4, mask=is_in[:, None], other=0)
             for part in tl.static_range(PARTS):
-                products = tl.zeros((TOKENS, FEATURES), tl.float32)
-                totals = tl.zeros((TOKENS,), tl.float32)
-                for step in tl.static_range(STEPS):
-                    i = part * STEPS + step
-                    value = tl.load(x_at + chunk * SPAN + i * INNER, mask=is_token[:, None], other=0.0)
-                    number = _tile_number(words, i, dtype)
-                    products = tl.dot(value, number, products, input_precision="ieee")
-                    totals += tl.sum(value.to(tl.float32), 1)
-                group = chunk * PARTS + part if GROUP < SPAN else chunk * SPAN // GROUP
-                scale = tl.load(scales + line + group, mask=is_in, other=0.0).to(tl.float32)
-                offset = offset_of(scale, offsets, line + group, is_in, FORMAT, HAS_OFFSETS)
-                products -= _above(dtype) * totals[:, None]
-                sums += products * scale[None, :] + totals[:, None] * offset[None, :]
+                products = tl.zeros((FEATURES, TOKENS), tl.float32)
+                for step in tl.static_range(RUNS):
+                    i = part * RUNS + step
+                    value = tl.load(x_at + first + i * RUN, mask=is_token[None, :], other=0.0)
+                    number = (_tile_number(halves, i, dtype) - (_above(dtype) + 8.0)).to(dtype)
+                    products = tl.dot(number, value, products, input_precision="ieee")
+                group = line + (first + part * RUNS * RUN) // GROUP
+                scale = tl.load(scales + group, mask=is_in, other=0.0).to(tl.float32)
+                sums += products * scale[:, None]
     else:
-        code_at = codes + feature.to(tl.int64)[None, :] * width + inner[:, None]
-        for first in range(0, width, INNER):
-            is_column = first + inner < width
-            value = tl.load(x_at + first, mask=is_token[:, None] & is_column[None, :], other=0.0)
-            found = tl.load(code_at + first, mask=is_in[None, :] & is_column[:, None], other=0)
-            number = byte_codes(found, FORMAT, dtype)
-            products = tl.dot(value, number, input_precision="ieee")
-            scale = tl.load(scales + line + first // GROUP, mask=is_in, other=0.0).to(tl.float32)
-            sums += products * scale[None, :]
-            if HAS_OFFSETS:
-                offset = offset_of(scale, offsets, line + first // GROUP, is_in, FORMAT, HAS_OFFSETS)
-                sums += tl.sum(value.to(tl.float32), 1)[:, None] * offset[None, :]
+        code_at = codes + feature.to(tl.int64)[:, None] * width + run[None, :]
+        for first in range(start, stop, UNIT):
+            for part in tl.static_range(UNIT // RUN):
+                at = first + part * RUN
+                is_code, is_value = is_in[:, None], is_token[None, :]
+                if not IS_EVEN:
+                    is_column = at + run < width
+                    is_code, is_value = is_code & is_column[None, :], is_value & is_column[:, None]
+                found = tl.load(code_at + at, mask=is_code, other=0)
+                if IS_FLOAT8:
+                    value = tl.load(x_at + at, mask=is_value, other=0).to(tl.float8e4nv, bitcast=True)
+                    number = found.to(tl.float8e4nv, bitcast=True)
+                else:
+                    value = tl.load(x_at + at, mask=is_value, other=0.0)
+                    number = byte_codes(found, FORMAT, value.dtype)
+                if IS_WHOLE:
+                    sums = tl.dot(number, value, sums, input_precision="ieee")
+                else:
+                    place = at // GROUP if IS_EVEN else tl.minimum(at, width - 1) // GROUP
+                    products = tl.dot(number, value, input_precision="ieee")
+                    if HAS_TOKEN_GROUPS:
+                        scale_at = token_scales + token * num_groups + place
+                        products *= tl.load(scale_at, mask=is_token, other=0.0)[None, :]
+                    sums += products * tl.load(scales + line + place, mask=is_in, other=0.0).to(tl.float32)[:, None]
+        if IS_WHOLE:
+            sums *= tl.load(scales + line, mask=is_in, other=0.0).to(tl.float32)[:, None]
+        if IS_FLOAT8 and not HAS_TOKEN_GROUPS:
+            sums *= tl.load(token_scales + token, mask=is_token, other=0.0)[None, :]
+    if HAS_OFFSETS:
+        # groups that begin in this split; codes of 4 bits were taken as numbers from -8 on
+        group = tl.arange(0, _GROUPS_AT_ONCE)
+        stop_group = (stop + GROUP - 1) // GROUP
+        for first in range((start + GROUP - 1) // GROUP, stop_group, _GROUPS_AT_ONCE):
+            is_group = first + group < stop_group
+            number_at, is_number = line[:, None] + first + group[None, :], is_in[:, None] & is_group[None, :]
+            offset = tl.load(offsets + number_at, mask=is_number, other=0.0).to(tl.float32)
+            if FORMAT == "int4":
+                offset += 8.0 * tl.load(scales + number_at, mask=is_number, other=0.0).to(tl.float32)
+            total_at = group_sums + token[None, :] * num_groups + first + group[:, None]
+            total = tl.load(total_at, mask=is_token[None, :] & is_group[:, None], other=0.0)
+            sums = tl.dot(offset, total, sums, input_precision="ieee")
     if HAS_BIAS:
-        sums += tl.load(biases + feature, mask=is_in, other=0.0).to(tl.float32)[None, :]
-    y_at = y + token.to(tl.int64)[:, None] * y_stride + feature[None, :]
-    is_out = is_token[:, None] & is_in[None, :]
+        sums += tl.load(biases + feature, mask=is_in, other=0.0).to(tl.float32)[:, None]
+    row = tl.program_id(2).to(tl.int64) * num_tokens + token
+    out_at = out + row[None, :] * out_stride + feature[:, None]
+    is_out = is_in[:, None] & is_token[None, :]
     if ADDS:
-        sums += tl.load(y_at, mask=is_out, other=0.0).to(tl.float32)
-    tl.store(y_at, sums.to(y.dtype.element_ty), mask=is_out)
+        sums += tl.load(out_at, mask=is_out, other=0.0).to(tl.float32)
+    tl.store(out_at, sums.to(out.dtype.element_ty), mask=is_out)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _add_splits_kernel(
+    sums, biases, y, num_tokens, num_features, y_stride,
+    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.program_id(1).to(tl.int64)
+    is_in = at < num_features
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(sums + (split * num_tokens + token) * num_features + at, mask=is_in, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(biases + at, mask=is_in, other=0.0).to(tl.float32)
+    y_at = y + token * y_stride + at
+    if ADDS:
+        total += tl.load(y_at, mask=is_in, other=0.0).to(tl.float32)
+    tl.store(y_at, total.to(y.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def _group_sums_kernel(
+    x, sums, width, num_groups, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    column = tl.arange(0, BLOCK)
+    is_group = group < num_groups
+    place = group[:, None] * GROUP + column[None, :]
+    is_in = (place < width) & (column < GROUP)[None, :]
+    value = tl.load(x + token * width + place, mask=is_in, other=0.0).to(tl.float32)
+    tl.store(sums + token * num_groups + group, tl.sum(value, 1), mask=is_group)
+
+
+_launch_group_sums = Launcher(_group_sums_kernel)
+_launch_tiles = Launcher(_tiles_kernel)
+_launch_sums = Launcher(_add_splits_kernel)
