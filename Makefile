@@ -7,7 +7,7 @@
 #   PIP_ARGS=...                     arguments for pip, for example an index with CPU-only torch
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels packages dev serve test test-fast test-gpu test-oracles test-load test-mutants test-random test-isa test-templates test-fleet test-pages test-dashboard wheel test-wheel check lint types imports routers fleet training format bench docs clean
+.PHONY: help setup kernels packages dev serve test test-fast test-gpu test-oracles test-load test-mutants test-random test-apart test-isa test-templates test-fleet test-pages test-dashboard wheel test-wheel check lint types imports routers fleet training format bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -79,7 +79,7 @@ serve: setup  ## Serve the default model on 127.0.0.1:30000
 # in the order of the folders: by the number of tests, the files with one long test would come last, one after another
 # with bytecode, or each of them would rewrite the assertions of all files, in every run
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-test test-gpu test-oracles test-load test-mutants test-random: export PYTHONDONTWRITEBYTECODE =
+test test-gpu test-oracles test-load test-mutants test-random test-apart: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## All tests but those of the targets below, fast and slow, in JOBS processes
 	$(PYTEST) -m "not (gpu or oracle or load or mutants or random or emulated)" $(ARGS)
 
@@ -94,6 +94,10 @@ test-mutants: dev  ## Engines, caches and fronts that are wrong on purpose: each
 	$(PYTEST) -m mutants tests/cache tests/fleet tests/simulation $(ARGS)
 test-random: dev  ## Random runs and requests from a fresh seed: HEADWATER_SIMULATION_S=60 HOSTILE_REQUESTS=120 for more
 	$(PYTEST) -m random tests/http_api tests/simulation $(ARGS)
+# those with one long test first
+test-apart: dev  ## These five in one run, as CI does: they overlap, and are collected once
+	$(PYTEST) -m "gpu or oracle or load or mutants or random" tests/simulation tests/execution tests/e2e tests/launch \
+	  tests/cache tests/http_api tests/devices tests/engine tests/fleet $(ARGS)
 
 # a library for each instruction set that the processor runs, and numpy without any
 ISA_TESTS := tests/devices/cpu/test_cpu_layers.py tests/devices/test_step_attention.py tests/models/test_loader.py
