@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.kernels.coded.tiles import tiles
+from headwater.devices.cuda.kernels.coded.tiles import add_sums, tiles
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
@@ -51,10 +51,8 @@ def scaled_product(
     is_own = not adds and y.dtype == torch.bfloat16 and y.is_contiguous()
     product = y if is_own else torch.empty((len(x), num_features), dtype=torch.bfloat16, device=x.device)
     torch._scaled_mm(codes, weight, scales, columns, bias, out_dtype=torch.bfloat16, out=product)
-    if adds:
-        y += product
-    elif not is_own:
-        y.copy_(product)
+    if not is_own:
+        add_sums(product[None], None, y, adds=adds)
 
 
 def round_tokens(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -116,7 +116,7 @@ def tiles(
         key=key, num_warps=shape.num_warps, num_stages=shape.num_stages,
     )  # fmt: skip
     if is_split:
-        _add_splits(out, bias, y, adds=adds)
+        add_sums(out, bias, y, adds=adds)
 
 
 def _shape_for(num_tokens: int, dtype: torch.dtype, matrix: CodedMatrix) -> TileShape:
@@ -162,12 +162,13 @@ def _group_sums(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
     return sums
 
 
-def _add_splits(sums: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, adds: bool) -> None:
+def add_sums(sums: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, adds: bool) -> None:
+    """y = the sum over splits + b, or y += it. [splits, T, out] -> [T, out], whose rows may be parts of longer ones."""
     num_splits, num_tokens, num_features = sums.shape
     sizes = (num_features, y.stride(0))
     flags = (num_splits, bias is not None, adds, _SUM_BLOCK)
     bias = sums if bias is None else bias
-    key = (y.device.index, y.dtype, bias.dtype, *sizes, *flags, *alignment(sums, bias, y))
+    key = (y.device.index, y.dtype, sums.dtype, bias.dtype, *sizes, *flags, *alignment(sums, bias, y))
     grid = (triton.cdiv(num_features, _SUM_BLOCK), num_tokens)
     _launch_sums(grid, sums, bias, y, num_tokens, *sizes, *flags, key=key)
 

@@ -38,7 +38,7 @@ SHAPES = (
     (8.0, TileShape(16, 32, 128, 4, 3)),
     (32.0, TileShape(32, 64, 128, 4, 3)),
     (96.0, TileShape(64, 64, 64, 4, 3)),
-    (float("inf"), TileShape(128, 64, 64, 8, 3)),
+    (float("inf"), TileShape(128, 128, 64, 8, 3)),
 )
 FIXED = TileShape(64, 64, 64, 4, 4)  # of --deterministic
 _FLOAT32 = TileShape(16, 32, 32, 4, 2)  # for tests
