@@ -51,6 +51,8 @@ def write_gguf_model(
     places = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
     gguf_norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
     stems |= {name: stem for name, stem in zip(places, gguf_norms, strict=True) if name is not None}
+    if architecture == "gpt-oss":
+        stems |= {"post_attention_layernorm": "post_attention_norm"}
     tops = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_layers)
@@ -69,9 +71,12 @@ def write_gguf_model(
     if config.experts is not None:
         writer.add_expert_count(config.experts.num_experts)
         writer.add_expert_used_count(config.experts.per_token)
-        if architecture == "qwen3moe":
+        if architecture in ("qwen3moe", "gpt-oss"):
             writer.add_expert_feed_forward_length(config.experts.intermediate_size)
     for name, tensor in _with_experts_stacked(config, parameters).items():
+        if name.endswith(".sinks"):
+            writer.add_tensor(f"blk.{name.split('.')[2]}.attn_sinks.weight", tensor.float().numpy())
+            continue
         base, kind = name.rsplit(".", 1)
         values = tensor.float().numpy()
         num_cols = values.shape[-1]
@@ -81,7 +86,10 @@ def write_gguf_model(
             num_heads = config.num_heads if base.endswith("q_proj") else config.num_kv_heads
             halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
-        has_blocks = values.ndim > 1 and num_cols % 32 == 0 and not base.endswith("ffn_gate_inp")
+        is_matrix = values.ndim > 1 and kind == "weight" and not base.endswith("ffn_gate_inp")
+        has_blocks = is_matrix and num_cols % 32 == 0
+        if block_format == "MXFP4":  # as llama.cpp writes gpt-oss: the experts alone
+            has_blocks = has_blocks and "_exps" in base
         form = gguf.GGMLQuantizationType[block_format if has_blocks else "F32"]
         values = gguf.quants.quantize(values, form)
         if base.startswith("blk."):
@@ -106,10 +114,11 @@ def _with_experts_stacked(config: ModelConfig, parameters: Mapping[str, torch.Te
     for layer in range(config.num_layers):
         if layer in experts.dense_layers:
             continue
-        found[f"blk.{layer}.ffn_gate_inp.weight"] = found.pop(experts.router(layer) + ".weight")
-        for which, names in zip(("gate", "up", "down"), zip(*experts.matrices(layer), strict=True), strict=True):
-            stacked = torch.stack([found.pop(f"{name}.weight") for name in names if f"{name}.weight" in found])
-            found[f"blk.{layer}.ffn_{which}_exps.weight"] = stacked
+        for kind in ("weight", "bias") if experts.has_bias else ("weight",):
+            found[f"blk.{layer}.ffn_gate_inp.{kind}"] = found.pop(f"{experts.router(layer)}.{kind}")
+            for which, names in zip(("gate", "up", "down"), zip(*experts.matrices(layer), strict=True), strict=True):
+                stacked = torch.stack([found.pop(f"{name}.{kind}") for name in names if f"{name}.{kind}" in found])
+                found[f"blk.{layer}.ffn_{which}_exps.{kind}"] = stacked
     return found
 
 

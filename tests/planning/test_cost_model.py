@@ -155,6 +155,18 @@ def test_a_step_reads_the_experts_that_its_tokens_choose():
     assert shape_from_config({**CONFIG, "num_experts": 0}, name="x") == shape_from_config(CONFIG, name="x")
 
 
+def test_experts_in_mxfp4_take_17_bytes_for_32_weights():
+    """gpt-oss-20b: 12.8 GiB. A decode reads 3.6 billion weights, of which 2.4 billion are of experts."""
+    shape = MODELS["gpt-oss-20b"]
+    assert shape.total_weight_bytes == pytest.approx(12.8 * 2**30, rel=0.01)
+    experts = 24 * 4 * 3 * 2880 * 2880
+    assert shape.weight_bytes_read(1) == pytest.approx((shape.num_token_weights - experts) * 2 + experts * 17 / 32)
+    raw = {
+        **CONFIG, "num_local_experts": 4, "num_experts_per_tok": 2, "quantization_config": {"quant_method": "mxfp4"},
+    }  # fmt: skip
+    assert shape_from_config(raw, name="x").expert_bytes == 17 / 32
+
+
 def test_null_is_the_same_as_nothing():
     names = ("num_key_value_heads", "head_dim", "max_position_embeddings", "torch_dtype", "tie_word_embeddings")
     without = {key: value for key, value in CONFIG.items() if key not in names}

@@ -23,8 +23,10 @@ ROPE_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_gguf_rope(file: GGUFFile, model: Fields, *, head_dim: int, context: int) -> RopeConfig:
-    """The rotary parameters. `model` holds the keys below the architecture's name.
+def read_gguf_rope(
+    file: GGUFFile, model: Fields, *, head_dim: int, context: int, truncates: bool = True
+) -> RopeConfig:
+    """The rotary parameters. `model` holds the keys below the architecture's name. `truncates`: RopeConfig's, of YaRN.
 
     As in llama.cpp a factor without a type is linear, a factor of 0 is none, and with the type `none` factors are
     not used. ModelFileError for an unknown type, and for a factor that is missing or given twice.
@@ -40,7 +42,7 @@ def read_gguf_rope(file: GGUFFile, model: Fields, *, head_dim: int, context: int
             raise model.refuse(f"{_TYPE} is {kind!r}, but {_FACTOR} is missing")
         scaling |= {"rope_type": kind, "factor": factor}
         if kind == "yarn":
-            scaling["original_max_position_embeddings"] = model.integer(_ORIGINAL, context)
+            scaling |= {"original_max_position_embeddings": model.integer(_ORIGINAL, context), "truncate": truncates}
             scaling |= {ours: model.number(key) for key, ours in _BETAS.items() if key in model}
     rope = RopeConfig.from_fields(Fields({"rope_parameters": scaling}, source=model.source), max_position=context)
     return rope.with_freq_factors(_freq_factors(file, model, num_pairs=head_dim // 2))

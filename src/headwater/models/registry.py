@@ -290,7 +290,7 @@ FAMILIES = (
     Family(
         name="gpt-oss",
         architectures=("GptOssForCausalLM",),
-        gguf_architectures=(),
+        gguf_architectures=("gpt-oss",),
         qkv_bias="config",
         o_bias="config",
         biases_by_default=True,

@@ -12,7 +12,7 @@ from headwater.devices.host_tensor import HostTensor
 from headwater.models.config import MOST_CONTEXT, MOST_FEATURES, MOST_LAYERS, ModelConfig
 from headwater.models.end_tokens import gguf_end_ids
 from headwater.models.experts.gguf import EXPERT_KEYS, EXPERT_NEUTRAL_VALUES, expert_tensors, read_gguf_experts
-from headwater.models.families.gguf import FAMILY_KEYS, family_values, norm_stems
+from headwater.models.families.gguf import FAMILY_KEYS, GPT_OSS, family_values, norm_stems
 from headwater.models.fields import Fields
 from headwater.models.gguf_file import GGUFFile
 from headwater.models.gguf_rope import FREQ_FACTORS, ROPE_KEYS, ROPE_NEUTRAL_VALUES, read_gguf_rope
@@ -44,6 +44,7 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (0.0,),
 }
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_SINKS = "blk.{}.attn_sinks.weight"
 _IN_LAYER = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -71,14 +72,18 @@ class GGUFWeights:
         self._permuted = family_of_gguf(
             file.metadata["general.architecture"], has_experts=config.experts is not None
         ).gguf_permutes_qk
-        stems = _IN_LAYER | norm_stems(config.norms)
+        stems = _IN_LAYER | norm_stems(file.metadata["general.architecture"], config.norms)
         self._tensors = {
             _hf_name(name, stems): tensor for name, tensor in file.tensors.items() if name != FREQ_FACTORS
         }
         if config.experts is not None:
             for name, stored, tensor in expert_tensors(file.tensors, config.experts):
-                self._tensors.pop(stored, None)
+                self._tensors.pop(_hf_name(stored, stems), None)
                 self._tensors[name] = tensor
+        for layer in range(config.num_layers if config.has_sinks else 0):
+            sinks = self._tensors.pop(_SINKS.format(layer), None)
+            if sinks is not None:
+                self._tensors[f"model.layers.{layer}.self_attn.sinks"] = sinks
 
     def place_of(self, name: str) -> Path:
         return self.place
@@ -130,7 +135,9 @@ def read_gguf_config(file: GGUFFile) -> ModelConfig:
             num_heads=num_heads,
             num_kv_heads=model.integer("attention.head_count_kv", num_heads, high=MOST_FEATURES),
             head_dim=head_dim,
-            rope=read_gguf_rope(file, model, head_dim=head_dim, context=context),
+            rope=read_gguf_rope(
+                file, model, head_dim=head_dim, context=context, truncates=architecture != GPT_OSS
+            ),
             norm_eps=model.number("attention.layer_norm_rms_epsilon", 1e-5, low=0.0),
             tie_word_embeddings="output.weight" not in file.tensors,
             qkv_bias="blk.0.attn_q.bias" in file.tensors,

@@ -49,7 +49,7 @@ class CostModel:
         model, hardware, ranks = self._model, self._hardware, self._tp_size
         head = model.num_head_weights if num_samples else 0
         products_s = self._overlapped(
-            (model.num_weights_read(num_tokens) + head) * model.weight_bytes / ranks / hardware.bytes_per_s,
+            (model.weight_bytes_read(num_tokens) + head * model.weight_bytes) / ranks / hardware.bytes_per_s,
             2 * (model.num_token_weights * num_tokens + head * num_samples) / ranks / hardware.flops_per_s,
         )
         attention_s = self._overlapped(

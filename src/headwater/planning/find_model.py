@@ -8,7 +8,7 @@ from headwater.models.experts.config import MIXTRAL_EXPERTS, QWEN3_EXPERTS, read
 from headwater.models.fields import Fields
 from headwater.models.model_files import is_there, read_json_object, without_nulls
 from headwater.models.registry import ties_by_default
-from headwater.planning.model_shape import MODELS, ModelShape
+from headwater.planning.model_shape import MODELS, MXFP4_BYTES, ModelShape
 
 _UNKNOWN_EXPERTS = ("n_routed_experts", "n_shared_experts", "shared_expert_intermediate_size")
 
@@ -30,7 +30,7 @@ def shape_from_config(raw: Mapping[str, Any], *, name: str) -> ModelShape:
     fields = Fields(without_nulls(raw), source="config.json")
     unknown = next((key for key in _UNKNOWN_EXPERTS if fields.raw(key)), None)
     if unknown is not None:
-        raise fields.refuse(f"has {unknown}: the cost model knows experts as Qwen3-MoE and Mixtral have them")
+        raise fields.refuse(f"has {unknown}: the cost model knows experts as Qwen3-MoE, Mixtral and gpt-oss have them")
     num_heads, hidden_size = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     num_bytes = 4.0 if fields.text("torch_dtype", fields.text("dtype", "")) == "float32" else 2.0
     return ModelShape(
@@ -50,9 +50,10 @@ def shape_from_config(raw: Mapping[str, Any], *, name: str) -> ModelShape:
     )
 
 
-def _experts(fields: Fields) -> dict[str, int]:
+def _experts(fields: Fields) -> dict[str, Any]:
     """The fields of a ModelShape that describe its experts."""
     family = QWEN3_EXPERTS if fields.raw(QWEN3_EXPERTS.size_key) else MIXTRAL_EXPERTS
+    is_mxfp4 = fields.inner("quantization_config").raw("quant_method") == "mxfp4"
     if not any(fields.raw(key) for key in ("num_experts", "num_local_experts")):
         return {}
     experts = read_experts(fields, family, num_layers=fields.integer("num_hidden_layers"))
@@ -63,4 +64,5 @@ def _experts(fields: Fields) -> dict[str, int]:
         "experts_per_token": experts.per_token,
         "expert_size": experts.intermediate_size,
         "num_dense_layers": len(experts.dense_layers),
+        "expert_bytes": MXFP4_BYTES if is_mxfp4 else None,
     }

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+MXFP4_BYTES = 17 / 32  # 16 bytes and an exponent for 32 numbers
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -23,6 +25,7 @@ class ModelShape:
     experts_per_token: int = 0
     expert_size: int = 0  # inner features of one
     num_dense_layers: int = 0  # beside layers of experts
+    expert_bytes: float | None = None  # per weight of an expert; None: weight_bytes
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -32,6 +35,16 @@ class ModelShape:
     @property
     def q_size(self) -> int:
         return self.num_heads * self.head_dim
+
+    def weight_bytes_read(self, num_tokens: float) -> float:
+        """Bytes of the weights of all layers that a step of so many tokens reads."""
+        return self._bytes_of(round(self.num_weights_read(num_tokens)))
+
+    def _bytes_of(self, num_layer_weights: float) -> float:
+        """Those of layers' weights, of which what is beyond `_layer_weights` without experts is of experts."""
+        plain = self._layer_weights(0)
+        own = self.weight_bytes if self.expert_bytes is None else self.expert_bytes
+        return plain * self.weight_bytes + (num_layer_weights - plain) * own
 
     @property
     def num_layer_weights(self) -> int:
@@ -66,7 +79,7 @@ class ModelShape:
     def total_weight_bytes(self) -> float:
         """Memory of the weights."""
         num_copies = 1 if self.ties_embeddings else 2
-        return (self.num_layer_weights + num_copies * self.num_head_weights) * self.weight_bytes
+        return self._bytes_of(self.num_layer_weights) + num_copies * self.num_head_weights * self.weight_bytes
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -109,6 +122,38 @@ MODELS = {
             num_experts=128,
             experts_per_token=8,
             expert_size=768,
+        ),
+        ModelShape(
+            "gpt-oss-20b",
+            24,
+            2880,
+            2880,
+            64,
+            8,
+            64,
+            201088,
+            False,
+            131072,
+            num_experts=32,
+            experts_per_token=4,
+            expert_size=2880,
+            expert_bytes=MXFP4_BYTES,
+        ),
+        ModelShape(
+            "gpt-oss-120b",
+            36,
+            2880,
+            2880,
+            64,
+            8,
+            64,
+            201088,
+            False,
+            131072,
+            num_experts=128,
+            experts_per_token=4,
+            expert_size=2880,
+            expert_bytes=MXFP4_BYTES,
         ),
     )
 }

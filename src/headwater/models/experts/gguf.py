@@ -11,7 +11,7 @@ from headwater.models.gguf_file import GGUFTensor
 EXPERT_KEYS = {"expert_count", "expert_used_count", "expert_feed_forward_length"}
 EXPERT_NEUTRAL_VALUES = {
     "expert_shared_count": (0,),
-    "expert_gating_func": (1,),  # softmax
+    "expert_gating_func": (1, 3),  # softmax, before or behind the choice: the same where weights add up to 1
     "expert_weights_norm": (True,),
     "expert_weights_scale": (0.0, 1.0),
     "expert_group_count": (0, 1),
@@ -19,7 +19,7 @@ EXPERT_NEUTRAL_VALUES = {
     "leading_dense_block_count": (0,),
 }
 _ROUTER = "blk.{}.ffn_gate_inp.weight"
-_MATRICES = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
+_MATRICES = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.(weight|bias)")
 _WHICH = ("gate", "up", "down")
 
 
@@ -44,6 +44,9 @@ def read_gguf_experts(
         renormalises=True,
         names=family.names,
         dense_layers=dense,
+        has_bias=family.has_bias,
+        activation=family.activation,
+        is_stacked=family.is_stacked,
     )
 
 
@@ -52,12 +55,17 @@ def expert_tensors(tensors: Mapping[str, GGUFTensor], experts: ExpertsConfig) ->
     for name, tensor in tensors.items():
         found = _MATRICES.fullmatch(name)
         layer = name.split(".")[1] if name.startswith("blk.") else ""
-        if layer and name == _ROUTER.format(layer):
-            yield experts.router(int(layer)) + ".weight", name, tensor
-        elif found is not None and len(tensor.shape) == 3 and tensor.shape[0] == experts.num_experts:
+        kind = name.rpartition(".")[2]
+        if layer and name == f"blk.{layer}.ffn_gate_inp.{kind}":
+            yield f"{experts.router(int(layer))}.{kind}", name, tensor
+        elif (
+            found is not None
+            and len(tensor.shape) == (3 if kind == "weight" else 2)
+            and tensor.shape[0] == experts.num_experts
+        ):
             num_bytes = tensor.num_bytes // experts.num_experts  # rows are whole blocks
             for expert, names in enumerate(experts.matrices(int(found[1]))):
                 one = replace(
                     tensor, shape=tensor.shape[1:], offset=tensor.offset + expert * num_bytes, num_bytes=num_bytes
                 )
-                yield f"{names[_WHICH.index(found[2])]}.weight", name, one
+                yield f"{names[_WHICH.index(found[2])]}.{kind}", name, one

@@ -17,10 +17,13 @@ _GEMMA3_GLOBAL_INTERVAL = 6  # llama.cpp knows it without a key, and also the ne
 _GEMMA3_LOCAL_THETA = 10000.0
 _GEMMA3_27B_LAYERS = 62  # whose queries are divided by the root of hidden_size / heads
 _SMOLLM3_INTERVAL = 4
+GPT_OSS, _GPT_OSS_INTERVAL = "gpt-oss", 2  # of its layers every second one has a window, the first one too
 
 
-def norm_stems(norms: Norms) -> dict[str, str]:
+def norm_stems(architecture: str, norms: Norms) -> dict[str, str]:
     """llama.cpp's names of a layer's norms, and those of the checkpoint."""
+    if architecture == GPT_OSS:  # llama.cpp has Hugging Face's name for the norm before the experts
+        return {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
     stems = {
         "attn_norm": norms.before_attention,
         "post_attention_norm": norms.after_attention,
@@ -39,6 +42,8 @@ def family_values(architecture: str, model: Fields, *, num_layers: int, head_dim
             "score_scale": model.number("attention.scale", 0.0) or None,
             "logits_divisor": model.number("logit_scale", 1.0),
         }
+    if architecture == GPT_OSS:
+        return {"has_sinks": True, "local_layers": tuple(range(0, num_layers, _GPT_OSS_INTERVAL))}
     if architecture == "smollm3":
         return {"unrotated_layers": tuple(range(_SMOLLM3_INTERVAL - 1, num_layers, _SMOLLM3_INTERVAL))}
     if architecture != "gemma3":

@@ -134,13 +134,15 @@ def _few_gated_kernel(
             up_at, up_exponents = b_at + INNER * (WIDTH // 2), e_at + INNER * (WIDTH // 32)
             low, high = load_fp4(up_at + first // 2, up_exponents + first // 32, is_weight)
             ups += low * a + high * c
-    for first in range(0, 0 if IS_FP4 else WIDTH, BLOCK):
-        is_column = first + column < WIDTH
-        is_weight = is_feature[:, None] & is_column[None, :]
-        value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
-        gates += tl.load(w_at + first, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32) * value
-        up_at = w_at + INNER * WIDTH + first
-        ups += tl.load(up_at, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32) * value
+    else:
+        for first in range(0, WIDTH, BLOCK):
+            is_column = first + column < WIDTH
+            is_weight = is_feature[:, None] & is_column[None, :]
+            value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
+            w = tl.load(w_at + first, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            gates += w * value
+            up_at = w_at + INNER * WIDTH + first
+            ups += tl.load(up_at, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32) * value
     gate, up = tl.sum(gates, 1), tl.sum(ups, 1)
     if HAS_BIAS:
         bias_at = bias + expert.to(tl.int64) * 2 * INNER + feature
@@ -193,12 +195,13 @@ def _few_sums_kernel(
                 is_weight = is_feature[:, None] & is_column[None, :]
                 low, high = load_fp4(b_at + first // 2, e_at + first // 32, is_weight)
                 products += low * a + high * c
-        for first in range(0, 0 if IS_FP4 else WIDTH, BLOCK):
-            is_column = first + column < WIDTH
-            is_weight = is_feature[:, None] & is_column[None, :]
-            value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
-            w = tl.load(w_at + first, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
-            products += w * value
+        else:
+            for first in range(0, WIDTH, BLOCK):
+                is_column = first + column < WIDTH
+                is_weight = is_feature[:, None] & is_column[None, :]
+                value = tl.load(x_at + first, mask=is_column, other=0.0).to(tl.float32)[None, :]
+                w = tl.load(w_at + first, mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
+                products += w * value
         result = tl.sum(products, 1)
         if HAS_BIAS:
             result += tl.load(bias + expert * OUTPUTS + feature, mask=is_feature, other=0.0).to(tl.float32)

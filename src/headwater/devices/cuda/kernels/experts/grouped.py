@@ -161,15 +161,16 @@ def _grouped_kernel(
                 low, high = load_fp4(up_at + first // 2, up_exponents + first // 32, is_weight)
                 ups = tl.dot(a, tl.trans(low.to(a.dtype)), ups, input_precision="ieee")
                 ups = tl.dot(c, tl.trans(high.to(a.dtype)), ups, input_precision="ieee")
-    for first in range(0, 0 if IS_FP4 else WIDTH, COLUMNS):
-        is_column = (first + column < WIDTH)[None, :]
-        is_weight = is_feature[:, None] & is_column
-        a = tl.load(x_at + first, mask=is_row & is_column, other=0.0)
-        b = tl.load(w_at + first, mask=is_weight, other=0.0)
-        acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
-        if IS_GATED:
-            u = tl.load(w_at + OUTPUTS * WIDTH + first, mask=is_weight, other=0.0)
-            ups = tl.dot(a, tl.trans(u), ups, input_precision="ieee")
+    else:
+        for first in range(0, WIDTH, COLUMNS):
+            is_column = (first + column < WIDTH)[None, :]
+            is_weight = is_feature[:, None] & is_column
+            a = tl.load(x_at + first, mask=is_row & is_column, other=0.0)
+            b = tl.load(w_at + first, mask=is_weight, other=0.0)
+            acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
+            if IS_GATED:
+                u = tl.load(w_at + OUTPUTS * WIDTH + first, mask=is_weight, other=0.0)
+                ups = tl.dot(a, tl.trans(u), ups, input_precision="ieee")
     if HAS_BIAS:
         bias_at = bias + (slot - 1) * outputs + feature
         acc += tl.load(bias_at, mask=is_feature, other=0.0).to(tl.float32)[None, :]
