@@ -133,6 +133,7 @@ class NativeStep:
             rows.query_starts, rows.context_lens, num_heads=sequences.num_heads, num_kv_heads=sequences.num_kv_heads,
             num_threads=num_workers, page_tables=rows.page_tables if shares_blocks else None,
             page_size=sequences.page_size, num_decodes=num_decodes,
+            max_stacked=self.library.max_stacked,
         )  # fmt: skip
         step = step_of(rows, sequences.memory, work, num_decodes=num_decodes)
         self.last_work = work

@@ -33,12 +33,15 @@ static void run_chunk(const void *job, const Step *step, int64_t chunk) {
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     const int64_t threads = atoi(argv[1]), steps = atoi(argv[2]);
-    const Kernel kernel = {num_chunks, run_chunk};
+    const Kernel kernels[2] = {  // whose chunks are claimed from one end, and from both
+        {.num_chunks = num_chunks, .run_chunk = run_chunk},
+        {.num_chunks = num_chunks, .run_chunk = run_chunk, .has_ordered_rows = 1},
+    };
     Op ops[NUM_OPS];
     int64_t op_ns[NUM_OPS] = {0};
     for (int64_t i = 0; i < NUM_OPS; i++) {
         jobs[i] = (Job){.number = i, .chunks = i * 7 % 5};
-        ops[i] = (Op){&kernel, &jobs[i]};
+        ops[i] = (Op){&kernels[i / 2 % 2], &jobs[i]};
     }
     for (int64_t i = 1; i <= steps; i++) {
         const Step step = {.num_tokens = i};

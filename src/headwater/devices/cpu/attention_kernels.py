@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_HEAD_DIM = 256
-MAX_STACKED = 96  # query heads times queries that one chunk holds
+MAX_STACKED = 96  # query heads times queries that a chunk of any library holds, and heads of rows that share a block
 BLOCK_KEYS = 256  # blocks of keys begin at multiples of it, so that results do not depend on chunks
 MAX_PARTIALS = 512  # queries times blocks of keys that the split rows of a step may have in all
 _MAX_ROWS = 1 << 16
@@ -166,20 +166,24 @@ def work_list(
     page_tables: npt.NDArray[np.int32] | None = None,
     page_size: int = 1,
     num_decodes: int = 0,
+    max_stacked: int = MAX_STACKED,
 ) -> WorkList:
     """Cut a step's attention into chunks. Results do not depend on the cut, so it may depend on anything.
 
-    With page tables, blocks that the first `num_decodes` rows share are computed once for all of them.
+    With page tables, blocks that the first `num_decodes` rows share are computed once for all of them. `max_stacked` is
+    the library's.
     """
     assert len(context_lens) <= _MAX_ROWS
     query_lens = np.diff(query_starts).astype(np.int64)
     contexts = context_lens.astype(np.int64)
-    most_queries = MAX_STACKED // (num_heads // num_kv_heads)
+    per_kv = num_heads // num_kv_heads
+    most_queries = max_stacked // per_kv
     wanted = -(-_CHUNKS_PER_THREAD * num_threads // num_kv_heads)
-    per_chunk = _queries_per_chunk(query_lens, most_queries, wanted=wanted)
+    least_queries = -(-MAX_STACKED // per_kv // 3)  # with fewer, tiles are too small
+    per_chunk = _queries_per_chunk(query_lens, least_queries, most_queries, wanted=wanted)
     groups: list[_Sharing] = []
     if page_tables is not None:
-        groups = _sharing_rows(contexts[:num_decodes], page_tables, page_size=page_size, most=most_queries)
+        groups = _sharing_rows(contexts[:num_decodes], page_tables, page_size=page_size, most=MAX_STACKED // per_kv)
     num_chunks = -(-query_lens // per_chunk)
     rows = np.repeat(np.arange(len(num_chunks)), num_chunks)
     firsts = (np.arange(len(rows)) - np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)) * per_chunk
@@ -243,10 +247,10 @@ def _sharing_rows(
     return groups
 
 
-def _queries_per_chunk(query_lens: npt.NDArray[np.int64], most: int, *, wanted: int) -> int:
-    """As many as fit, but fewer if there would not be `wanted` chunks; at least a third, else tiles are too small."""
+def _queries_per_chunk(query_lens: npt.NDArray[np.int64], least: int, most: int, *, wanted: int) -> int:
+    """As many as fit, but fewer if there would not be `wanted` chunks."""
     total = int(query_lens.sum())
-    return int(min(most, max(-(-most // 3), -(-total // wanted))))
+    return int(min(most, max(least, -(-total // wanted))))
 
 
 def _split_rows(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headwater.devices.cpu.attention_kernels import WorkList, work_list
+from headwater.devices.cpu.attention_kernels import MAX_STACKED, WorkList, work_list
 from headwater.devices.cpu.draws import Draws, Masks, best_allowed, draw_tokens
 from headwater.devices.cpu.experts.packed import PackedExperts
 from headwater.devices.cpu.experts.plain import PlainExperts
@@ -234,6 +234,7 @@ class CpuDevice:
             page_tables=page_tables,
             page_size=page_size,
             num_decodes=num_decodes,
+            max_stacked=MAX_STACKED if self._library is None else self._library.max_stacked,
         )
 
     def draw(self, logits: npt.NDArray[np.float32], draws: Draws) -> npt.NDArray[np.int32]:

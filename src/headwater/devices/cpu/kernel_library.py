@@ -63,9 +63,9 @@ _RUN_CHUNK = ctypes.CFUNCTYPE(None, _POINTER, ctypes.POINTER(Step), _LONG)
 
 
 class Kernel(ctypes.Structure):
-    """`Kernel` of kernels/step.h: the two functions of a kernel."""
+    """`Kernel` of kernels/step.h: the two functions of a kernel, and whether its chunks are in the order of rows."""
 
-    _fields_ = (("num_chunks", _NUM_CHUNKS), ("run_chunk", _RUN_CHUNK))
+    _fields_ = (("num_chunks", _NUM_CHUNKS), ("run_chunk", _RUN_CHUNK), ("has_ordered_rows", _LONG))
 
 
 class Op(ctypes.Structure):
@@ -89,6 +89,11 @@ class KernelLibrary:
         process = os.sched_getaffinity(0)
         masks = b"".join(_mask(each) for each in cpus)
         self.functions.hw_pin_threads(masks, ctypes.c_int64(len(cpus)), _mask(process))
+
+    @property
+    def max_stacked(self) -> int:
+        """Query heads times queries that a chunk of attention may have."""
+        return ctypes.c_int64.in_dll(self.functions, "hw_max_stacked").value
 
     def kernel(self, name: str) -> Kernel:
         """The `Kernel` named hw_NAME; `ctypes.addressof` of it is what a program records."""

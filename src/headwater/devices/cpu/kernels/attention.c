@@ -418,9 +418,13 @@ static void attend(const Work *work) {
 #endif
 }
 
+// Chunks of prompts in tiles go through one head after another, whose keys and values stay in the second cache. Those of
+// decodes go through all heads of a page, which lie in memory together.
 static void attention_chunk(const void *opaque, const Step *step, int64_t chunk) {
     const AttentionJob *job = opaque;
-    const int64_t entry = step->chunks[chunk / job->num_kv_heads], head = chunk % job->num_kv_heads;
+    const int by_head = is_for_tiles(job) && step->num_tokens > 2 * step->num_decodes;
+    const int64_t at = by_head ? chunk % step->num_chunks : chunk / job->num_kv_heads;
+    const int64_t entry = step->chunks[at], head = by_head ? chunk / step->num_chunks : chunk % job->num_kv_heads;
     const Work work = entry < 0 ? open_shared(job, step, entry, head) : open_work(job, step, entry, head);
     if (work.in_tiles && work.num_common) {  // a block of which rows share a part only
         for (int i = 0; i < work.num_rows; i++) {
@@ -433,4 +437,6 @@ static void attention_chunk(const void *opaque, const Step *step, int64_t chunk)
     attend(&work);
 }
 
-const Kernel hw_attention = {attention_chunks, attention_chunk};
+const int64_t hw_max_stacked = MAX_STACKED;
+
+const Kernel hw_attention = {.num_chunks = attention_chunks, .run_chunk = attention_chunk};

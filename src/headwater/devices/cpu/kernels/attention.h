@@ -2,9 +2,11 @@
 
 #pragma once
 
+#include "simd_amx.h"
 #include "step.h"
 
-enum { MAX_HEAD_DIM = 256, MAX_STACKED = 96, BLOCK_KEYS = 256 };
+// Query heads that share a KV head are stacked. In tiles there are more of them for each key that is packed.
+enum { MAX_HEAD_DIM = 256, MAX_SHARING = 96, MAX_STACKED = HAS_AMX ? 384 : 96, BLOCK_KEYS = 256 };
 enum KVDtype { KV_F32 = 0, KV_BF16 = 1, KV_F16 = 2, KV_E4M3 = 3, KV_E5M2 = 4 };
 enum { KEY = 0, VALUE = 1 };
 

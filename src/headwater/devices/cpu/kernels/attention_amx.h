@@ -21,6 +21,7 @@ typedef struct {
     int whole_groups;    // that all queries see
     int dim_groups;
     Floats *scores;
+    Sums *sums;          // the result: of the first pass, the block's so far
     Tiles *tiles;        // this thread's
 } Pass;
 
@@ -33,6 +34,7 @@ static Pass pass_of(const Pass *other, int query_tile) {
     pass.scores = pass.tiles->scores[query_tile & 1];
     pass.groups = pass.whole_groups = 0;
     if (query_tile < 0) return pass;
+    pass.sums = pass.begin == 0 ? &pass.tiles->block[query_tile] : &pass.tiles->pass;
     const int32_t *seen = pass.tiles->seen[query_tile];
     pass.whole_groups = within(seen[0] - pass.first, pass.num) / GROUP;
     pass.groups = (within(seen[TILE - 1] - pass.first, pass.num) + GROUP - 1) / GROUP;
@@ -44,31 +46,46 @@ INLINE vi seen_by(const Pass *pass, int lane) {
     return vi_load(pass->tiles->seen[pass->query_tile] + lane) - vi_splat((int32_t)pass->first);
 }
 
-INLINE void score_group(const Pass *pass, int group) {
+// Where a tile of keys lies. Behind the pass's last key it is any that may be read.
+INLINE const uint8_t *keys_of(const Pass *pass, int tile) {
+    const int key = tile * TILE < pass->num ? tile * TILE : 0;
+    return are_keys_in_place(pass->work->job) ? pass->at->keys[pass->begin + key]
+                                              : (const uint8_t *)pass->tiles->keys[key / TILE];
+}
+
+// The scores of two groups of keys, or of one: up to four tiles, which share what is loaded of the queries.
+INLINE void score_groups(const Pass *pass, int group, int num) {
     const AttentionJob *job = pass->work->job;
     const int in_place = are_keys_in_place(job), part_bytes = in_place ? AMX_BYTES : (int)sizeof(Pairs);
     const int64_t stride = in_place ? job->head_dim * 2 : AMX_BYTES;
-    const int key = 2 * group * TILE, second = key + TILE < pass->num ? key + TILE : key;
-    const uint8_t *const *keys = pass->at->keys + pass->begin;
-    const uint8_t *from = in_place ? keys[key] : (const uint8_t *)pass->tiles->keys[key / TILE];
-    const uint8_t *more = in_place ? keys[second] : (const uint8_t *)pass->tiles->keys[second / TILE];
+    const uint8_t *const keys[4] = {
+        keys_of(pass, 2 * group), keys_of(pass, 2 * group + 1), keys_of(pass, 2 * group + 2), keys_of(pass, 2 * group + 3)};
+    tile_zero(4);
+    tile_zero(5);
     tile_zero(6);
     tile_zero(7);
-    for (int part = 0; part < pass->dim_groups; part += 2) {  // a load waits for the products that read its tile
-        tile_load(4, pass->tiles->queries[pass->query_tile][part], AMX_BYTES);
-        tile_load(0, from + part * part_bytes, stride);
-        tile_load(1, more + part * part_bytes, stride);
-        tile_dot_bf16(6, 0, 4);
-        tile_dot_bf16(7, 1, 4);
-        if (part + 1 == pass->dim_groups) break;
-        tile_load(5, pass->tiles->queries[pass->query_tile][part + 1], AMX_BYTES);
-        tile_load(2, from + (part + 1) * part_bytes, stride);
-        tile_load(3, more + (part + 1) * part_bytes, stride);
-        tile_dot_bf16(6, 2, 5);
-        tile_dot_bf16(7, 3, 5);
+    for (int part = 0; part < pass->dim_groups; part++) {
+        tile_load(0, pass->tiles->queries[pass->query_tile][part], AMX_BYTES);
+        tile_load(1, keys[0] + part * part_bytes, stride);
+        tile_dot_bf16(4, 1, 0);
+        tile_load(2, keys[1] + part * part_bytes, stride);
+        tile_dot_bf16(5, 2, 0);
+        if (num == 1) continue;
+        tile_load(3, keys[2] + part * part_bytes, stride);
+        tile_dot_bf16(6, 3, 0);
+        tile_load(1, keys[3] + part * part_bytes, stride);
+        tile_dot_bf16(7, 1, 0);
     }
-    tile_store(6, pass->scores[2 * group], AMX_BYTES);
-    tile_store(7, pass->scores[2 * group + 1], AMX_BYTES);
+    tile_store(4, pass->scores[2 * group], AMX_BYTES);
+    tile_store(5, pass->scores[2 * group + 1], AMX_BYTES);
+    if (num == 1) return;
+    tile_store(6, pass->scores[2 * group + 2], AMX_BYTES);
+    tile_store(7, pass->scores[2 * group + 3], AMX_BYTES);
+}
+
+INLINE void score_some(const Pass *pass, int group) {
+    if (group + 1 < pass->groups) score_groups(pass, group, 2);
+    else if (group < pass->groups) score_groups(pass, group, 1);
 }
 
 // The largest score of each query.
@@ -88,22 +105,14 @@ static void find_largest(const Pass *pass) {
             largest[0] = vf_max(largest[0], select_floats(is_seen, vf_load(row), vf_splat(-INFINITY)));
         }
         const vf one = vf_max(largest[0], largest[1]), other = vf_max(largest[2], largest[3]);
-        vf_store(pass->tiles->pass.largest + lane, vf_max(one, other));
-        vf_store(pass->tiles->pass.total + lane, vf_zero());
+        vf_store(pass->sums->largest + lane, vf_max(one, other));
+        vf_store(pass->sums->total + lane, vf_zero());
     }
 }
 
-// 2^x for x <= 0 to 13 bits: a weight keeps 8. NaN stays NaN.
+// 2^x for x <= 0, to 13 bits at least: a weight keeps 8. NaN stays NaN.
 #if WIDTH == 16
-INLINE vf weight_of(vf x) {
-    x = vf_max(vf_splat(-125.0f), x);
-    const vf r = vf_above_floor(x);
-    vf p = vf_splat(7.802451e-2f);
-    p = vf_fma(p, r, vf_splat(2.2606717e-1f));
-    p = vf_fma(p, r, vf_splat(6.9583354e-1f));
-    p = vf_fma(p, r, vf_splat(9.9992522e-1f));
-    return vf_times_2_to_floor(p, x);
-}
+INLINE vf weight_of(vf x) { return vf_rough_exp2(vf_max(vf_splat(-125.0f), x)); }
 #else
 INLINE vf weight_of(vf x) { return vf_exp2(x); }
 #endif
@@ -115,9 +124,9 @@ INLINE vi rounded_pair(vf first, vf second) {
 // Turn the scores of 32 keys into pairs of weights, zero for those that a query does not see.
 INLINE void weigh_group(const int is_whole, const Pass *pass, int group) {
     for (int lane = 0; lane < TILE; lane += WIDTH) {
-        const vf subtract = vf_load(pass->tiles->pass.largest + lane);
+        const vf subtract = vf_load(pass->sums->largest + lane);
         const vi seen = seen_by(pass, lane);
-        vf total = vf_load(pass->tiles->pass.total + lane);
+        vf total = vf_load(pass->sums->total + lane);
         const float *row = &pass->scores[2 * group][0][lane];
         uint32_t *to = &pass->tiles->weights[group][0][lane];
 #pragma GCC unroll 4
@@ -131,32 +140,52 @@ INLINE void weigh_group(const int is_whole, const Pass *pass, int group) {
             total = total + (first + second);
             vi_store(to, rounded_pair(first, second));
         }
-        vf_store(pass->tiles->pass.total + lane, total);
+        vf_store(pass->sums->total + lane, total);
     }
 }
 
-// The weighted sums of two tiles of dims after another. Groups take turns in the tiles that they load.
+// The weighted sums of two tiles of dims, of the last ones.
+INLINE void sum_two_dim_tiles(const Pass *pass, int dim_tile) {
+    Tiles *const tiles = pass->tiles;
+    tile_zero(0);
+    tile_zero(1);
+    for (int group = 0; group < pass->groups; group++) {
+        tile_load(4, tiles->weights[group], AMX_BYTES);
+        tile_load(5, tiles->values[group][dim_tile], AMX_BYTES);
+        tile_dot_bf16(0, 5, 4);
+        tile_load(6, tiles->values[group][dim_tile + 1], AMX_BYTES);
+        tile_dot_bf16(1, 6, 4);
+    }
+    tile_store(0, pass->sums->dims[dim_tile], AMX_BYTES);
+    tile_store(1, pass->sums->dims[dim_tile + 1], AMX_BYTES);
+}
+
+// The weighted sums, four tiles of dims at a time: with fewer, each product would wait for the one before it.
 static void sum_dims(const Pass *pass) {
-    const Tiles *tiles = pass->tiles;
-    for (int dim_tile = 0; dim_tile < 2 * pass->dim_groups; dim_tile += 2) {
+    Tiles *const tiles = pass->tiles;
+    int dim_tile = 0;
+    for (; dim_tile + 4 <= 2 * pass->dim_groups; dim_tile += 4) {
         tile_zero(0);
         tile_zero(1);
-        for (int group = 0; group < pass->groups; group += 2) {
-            tile_load(2, tiles->weights[group], AMX_BYTES);
-            tile_load(4, tiles->values[group][dim_tile], AMX_BYTES);
-            tile_load(5, tiles->values[group][dim_tile + 1], AMX_BYTES);
-            tile_dot_bf16(0, 4, 2);
-            tile_dot_bf16(1, 5, 2);
-            if (group + 1 == pass->groups) break;
-            tile_load(3, tiles->weights[group + 1], AMX_BYTES);
-            tile_load(6, tiles->values[group + 1][dim_tile], AMX_BYTES);
-            tile_load(7, tiles->values[group + 1][dim_tile + 1], AMX_BYTES);
-            tile_dot_bf16(0, 6, 3);
-            tile_dot_bf16(1, 7, 3);
+        tile_zero(2);
+        tile_zero(3);
+        for (int group = 0; group < pass->groups; group++) {
+            tile_load(4, tiles->weights[group], AMX_BYTES);
+            tile_load(5, tiles->values[group][dim_tile], AMX_BYTES);
+            tile_dot_bf16(0, 5, 4);
+            tile_load(6, tiles->values[group][dim_tile + 1], AMX_BYTES);
+            tile_dot_bf16(1, 6, 4);
+            tile_load(7, tiles->values[group][dim_tile + 2], AMX_BYTES);
+            tile_dot_bf16(2, 7, 4);
+            tile_load(5, tiles->values[group][dim_tile + 3], AMX_BYTES);
+            tile_dot_bf16(3, 5, 4);
         }
-        tile_store(0, tiles->pass.dims[dim_tile], AMX_BYTES);
-        tile_store(1, tiles->pass.dims[dim_tile + 1], AMX_BYTES);
+        tile_store(0, pass->sums->dims[dim_tile], AMX_BYTES);
+        tile_store(1, pass->sums->dims[dim_tile + 1], AMX_BYTES);
+        tile_store(2, pass->sums->dims[dim_tile + 2], AMX_BYTES);
+        tile_store(3, pass->sums->dims[dim_tile + 3], AMX_BYTES);
     }
+    if (dim_tile < 2 * pass->dim_groups) sum_two_dim_tiles(pass, dim_tile);
 }
 
 // Whether the values that only later queries of the tile see are all finite: a weight of 0 leaves out no others.
@@ -186,7 +215,7 @@ static void clear_values(const Pass *pass, int first, int end) {
 // The sums query by query, the last one first: without the values that a query does not see. 0 * NaN is not 0.
 static void sum_by_queries(const Pass *pass) {
     const int num_dims = pass->dim_groups * GROUP;
-    float kept[MAX_PADDED_DIM * TILE], *sums = (float *)pass->tiles->pass.dims;
+    float kept[MAX_PADDED_DIM * TILE], *sums = (float *)pass->sums->dims;
     for (int query = TILE - 1; query >= 0; query--) {
         const int64_t seen = pass->tiles->seen[pass->query_tile][query] - pass->first;
         clear_values(pass, seen < 0 ? 0 : (int)seen, pass->groups * GROUP);
@@ -211,11 +240,11 @@ static void fetch_block(const Work *work, const Located *at) {
     }
 }
 
-// Finish `now`, whose scores are known, into tiles->pass, and compute the scores of `next`.
+// Finish `now`, whose scores are known, into its sums, and compute the scores of `next`.
 static void run_pass(const Pass *now, const Pass *next) {
     if (now->groups) find_largest(now);
     for (int group = 0; group < next->groups || group < now->groups; group++) {
-        if (group < next->groups) score_group(next, group);
+        if (group % 2 == 0) score_some(next, group);
         if (group < now->whole_groups) weigh_group(1, now, group);
         else if (group < now->groups) weigh_group(0, now, group);
     }
@@ -300,7 +329,7 @@ static void run_passes(const Pass *keys, const Located *next) {
     }
     Pass now = pass_of(keys, num_query_tiles(work) - 1);
     for (int group = 0; group * GROUP < keys->num; group++) {
-        if (group < now.groups) score_group(&now, group);
+        if (group % 2 == 0) score_some(&now, group);
         pack_value_tiles(work, keys->at, keys->begin, group, keys->tiles);
         fetch(next, keys->begin + group * GROUP, 0, key_bytes);
         fetch(next, keys->begin + group * GROUP, value_offset(work->job), key_bytes);
@@ -308,7 +337,7 @@ static void run_passes(const Pass *keys, const Located *next) {
     for (int tile = now.query_tile - 1; tile >= -1; tile--) {
         const Pass after = pass_of(keys, tile);
         run_pass(&now, &after);
-        if (now.groups) merge(&now, &now.tiles->pass, now.first, now.begin == 0, &now.tiles->block[now.query_tile]);
+        if (now.groups && now.begin) merge(&now, now.sums, now.first, 0, &now.tiles->block[now.query_tile]);
         now = after;
     }
 }

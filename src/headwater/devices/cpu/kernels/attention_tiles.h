@@ -134,16 +134,25 @@ INLINE vi load_value(const int dtype, const Work *work, const Located *at, int k
     return load_pairs(dtype, at->keys[key] + value_offset(work->job), d, work->job->head_dim, scale);
 }
 
+// WIDTH pairs of keys from `key` on, of the dims from d on: those of the lower halves and of the upper ones.
+INLINE void load_value_pairs(
+    const int dtype, const Work *work, const Located *at, int key, int64_t d, vf even[WIDTH], vf odd[WIDTH]) {
+    const int64_t offset = value_offset(work->job) + d * 2;
+    const int is_plain = dtype == KV_BF16 && d + 2 * WIDTH <= work->job->head_dim && key + 2 * WIDTH <= at->num;
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++, key += 2) {
+        const vi first = is_plain ? vi_load(at->keys[key] + offset) : load_value(dtype, work, at, key, d);
+        const vi second = is_plain ? vi_load(at->keys[key + 1] + offset) : load_value(dtype, work, at, key + 1, d);
+        even[i] = (vf)pair_lower_halves(first, second), odd[i] = (vf)pair_upper_halves(first, second);
+    }
+}
+
 INLINE void pack_value_tiles_of(
     const int dtype, const Work *work, const Located *at, int first, int group, Tiles *tiles) {
     for (int pair = 0; pair < TILE; pair += WIDTH) {
         for (int64_t d = 0; d < num_dim_groups(work) * GROUP; d += 2 * WIDTH) {
             vf even[WIDTH], odd[WIDTH];
-            for (int i = 0; i < WIDTH; i++) {
-                const int key = first + group * GROUP + 2 * (pair + i);
-                const vi first = load_value(dtype, work, at, key, d), second = load_value(dtype, work, at, key + 1, d);
-                even[i] = (vf)pair_lower_halves(first, second), odd[i] = (vf)pair_upper_halves(first, second);
-            }
+            load_value_pairs(dtype, work, at, first + group * GROUP + 2 * pair, d, even, odd);
             vf_transpose(even);
             vf_transpose(odd);
             float *to = (float *)tiles->values[group][0] + d * TILE + pair;  // tiles of dims follow each other

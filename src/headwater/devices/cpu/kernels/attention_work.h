@@ -40,7 +40,7 @@ typedef struct {
     int part_keys;                          // keys that are packed at a time, at most MAX_PART_KEYS
     int64_t block;                          // of a split row: the only one to compute; else -1
     int64_t first_slot, blocks_of_row;      // of a split row
-    int num_rows, rows[MAX_STACKED];        // that share the block; the queries of the others lie in a run
+    int num_rows, rows[MAX_SHARING];        // that share the block; the queries of the others lie in a run
     int num_common;                         // keys of the block that they share; what follows is each row's own
     int first_stacked;                      // where scratch memory has the queries
     int in_tiles;                           // of AMX, if the dtype of keys and values is for it

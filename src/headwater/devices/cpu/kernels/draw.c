@@ -76,7 +76,7 @@ static void argmax_chunk(const void *opaque, const Step *step, int64_t row) {
     job->is_finite[row] = vf_sum(differences + others) + rest == 0;
 }
 
-const Kernel hw_argmax = {argmax_chunks, argmax_chunk};
+const Kernel hw_argmax = {.num_chunks = argmax_chunks, .run_chunk = argmax_chunk};
 
 typedef struct {
     const float *logits;       // [any][cols]
@@ -112,7 +112,7 @@ static void masked_argmax_chunk(const void *opaque, const Step *step, int64_t nu
     job->tokens[number] = has_best ? first_best(best) : first_allowed(mask, job->cols);
 }
 
-const Kernel hw_masked_argmax = {masked_argmax_chunks, masked_argmax_chunk};
+const Kernel hw_masked_argmax = {.num_chunks = masked_argmax_chunks, .run_chunk = masked_argmax_chunk};
 
 INLINE vu mix32(vu x) {  // Wellons' lowbias32
     x = x ^ (x >> 16);
@@ -224,4 +224,4 @@ static void draw_chunk(const void *opaque, const Step *step, int64_t number) {
     job->tokens[number] = has_best ? first_best(best) : first_allowed(row.mask, job->cols);
 }
 
-const Kernel hw_draw = {draw_chunks, draw_chunk};
+const Kernel hw_draw = {.num_chunks = draw_chunks, .run_chunk = draw_chunk};

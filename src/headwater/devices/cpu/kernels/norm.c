@@ -5,8 +5,6 @@
 #include "activations.h"
 #include "step.h"
 
-enum { ROWS_PER_CHUNK = 4 };
-
 typedef struct {
     const float *x, *weight;  // [rows][size], [size]
     float *y;                 // [rows][size]
@@ -33,14 +31,14 @@ static void norm_to_activations(const RmsNormJob *job, int64_t row) {
 #endif
 
 static int64_t rms_norm_chunks(const void *opaque, const Step *step) {
-    const RmsNormJob *job = opaque;
-    return (num_rows_of(step, (int)job->rows) + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK;
+    const int64_t rows = num_rows_of(step, (int)((const RmsNormJob *)opaque)->rows), per_chunk = rows_of_chunk(rows);
+    return (rows + per_chunk - 1) / per_chunk;
 }
 
 static void rms_norm_chunk(const void *opaque, const Step *step, int64_t chunk) {
     const RmsNormJob *job = opaque;
-    const int64_t rows = num_rows_of(step, (int)job->rows), end = (chunk + 1) * ROWS_PER_CHUNK;
-    for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < rows; row++) {
+    const int64_t rows = num_rows_of(step, (int)job->rows), per_chunk = rows_of_chunk(rows), end = (chunk + 1) * per_chunk;
+    for (int64_t row = chunk * per_chunk; row < end && row < rows; row++) {
 #if HAS_AMX
         if (job->activations && row >= num_decodes_of(step, (int)job->rows)) {
             norm_to_activations(job, row);
@@ -51,17 +49,17 @@ static void rms_norm_chunk(const void *opaque, const Step *step, int64_t chunk) 
     }
 }
 
-const Kernel hw_rms_norm = {rms_norm_chunks, rms_norm_chunk};
+const Kernel hw_rms_norm = {.num_chunks = rms_norm_chunks, .run_chunk = rms_norm_chunk, .has_ordered_rows = HAS_AMX};
 
 static void add_rms_norm_chunk(const void *opaque, const Step *step, int64_t chunk) {
     const RmsNormJob *job = opaque;
-    const int64_t rows = num_rows_of(step, (int)job->rows), end = (chunk + 1) * ROWS_PER_CHUNK;
-    for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < rows; row++) {
+    const int64_t rows = num_rows_of(step, (int)job->rows), per_chunk = rows_of_chunk(rows), end = (chunk + 1) * per_chunk;
+    for (int64_t row = chunk * per_chunk; row < end && row < rows; row++) {
         add_norm_row(job->x + row * job->size, job->weight, job->y + row * job->size, job->size, job->eps);
     }
 }
 
-const Kernel hw_add_rms_norm = {rms_norm_chunks, add_rms_norm_chunk};  // to what y holds
+const Kernel hw_add_rms_norm = {.num_chunks = rms_norm_chunks, .run_chunk = add_rms_norm_chunk};  // to what y holds
 
 typedef struct {
     const float *x;  // [T][size]
@@ -71,15 +69,16 @@ typedef struct {
 
 static int64_t select_chunks(const void *job, const Step *step) {
     (void)job;
-    return (step->num_selected + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK;
+    const int64_t per_chunk = rows_of_chunk(step->num_selected);
+    return (step->num_selected + per_chunk - 1) / per_chunk;
 }
 
 static void select_chunk(const void *opaque, const Step *step, int64_t chunk) {
     const SelectRowsJob *job = opaque;
-    const int64_t end = (chunk + 1) * ROWS_PER_CHUNK;
-    for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < step->num_selected; row++) {
+    const int64_t per_chunk = rows_of_chunk(step->num_selected), end = (chunk + 1) * per_chunk;
+    for (int64_t row = chunk * per_chunk; row < end && row < step->num_selected; row++) {
         memcpy(job->y + row * job->size, job->x + step->selected[row] * job->size, (size_t)job->size * sizeof(float));
     }
 }
 
-const Kernel hw_select_rows = {select_chunks, select_chunk};
+const Kernel hw_select_rows = {.num_chunks = select_chunks, .run_chunk = select_chunk};

@@ -36,7 +36,7 @@ static int may_claim(const Worker *worker) {
 
 static int has_to_wake(const Worker *worker) {
     if (worker->number < 0 && atomic_load(&pool.is_done)) return 1;
-    return may_claim(worker) && atomic_load(&pool.unclaimed) > 0;
+    return may_claim(worker) && !is_claimed(atomic_load(&pool.unclaimed));
 }
 
 static void sleep_until_changed(const Worker *worker) {
@@ -51,7 +51,7 @@ static void sleep_until_changed(const Worker *worker) {
 static void work(const Worker *worker) {
     for (;;) {
         for (int spins = SPINS_BEFORE_SLEEP; spins > 0; spins--) {
-            if (may_claim(worker) && worker->function()) spins = SPINS_BEFORE_SLEEP;
+            if (may_claim(worker) && worker->function(worker->number + 1)) spins = SPINS_BEFORE_SLEEP;
             else if (worker->number < 0 && atomic_load(&pool.is_done)) return;
             else relax();
         }

@@ -3,8 +3,7 @@
 
 #include "kv_pages.h"
 #include "norm.h"
-
-enum { TOKENS_PER_CHUNK = 4 };
+#include "simd_amx.h"
 
 typedef struct {
     const float *inv_freq;  // [half]
@@ -15,7 +14,8 @@ typedef struct {
 
 static int64_t token_chunks(const void *job, const Step *step) {
     (void)job;
-    return (step->num_tokens + TOKENS_PER_CHUNK - 1) / TOKENS_PER_CHUNK;
+    const int64_t per_chunk = rows_of_chunk(step->num_tokens);
+    return (step->num_tokens + per_chunk - 1) / per_chunk;
 }
 
 // cos and sin of an angle >= 0, in double: after rounding they are the same on every instruction set.
@@ -32,8 +32,8 @@ INLINE void cos_sin(double angle, double *cos, double *sin) {
 
 static void angles_chunk(const void *opaque, const Step *step, int64_t chunk) {
     const RotaryAnglesJob *job = opaque;
-    const int64_t end = (chunk + 1) * TOKENS_PER_CHUNK;
-    for (int64_t token = chunk * TOKENS_PER_CHUNK; token < end && token < step->num_tokens; token++) {
+    const int64_t per_chunk = rows_of_chunk(step->num_tokens), end = (chunk + 1) * per_chunk;
+    for (int64_t token = chunk * per_chunk; token < end && token < step->num_tokens; token++) {
         const float position = (float)step->positions[token];
         for (int64_t i = 0; i < job->half; i++) {
             double cos, sin;
@@ -44,7 +44,7 @@ static void angles_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_rotary_angles = {token_chunks, angles_chunk};
+const Kernel hw_rotary_angles = {.num_chunks = token_chunks, .run_chunk = angles_chunk, .has_ordered_rows = HAS_AMX};
 
 // Norm (if there is a weight) and rotate one head, in place. Rotated heads have their dims in the order of pairs, whose
 // first dims come first.
@@ -110,7 +110,7 @@ static void prepare_token(const AttentionJob *job, const Step *step, int64_t tok
 
 static void prepare_chunk(const void *opaque, const Step *step, int64_t chunk) {
     const AttentionJob *job = opaque;
-    const int64_t first = chunk * TOKENS_PER_CHUNK, end = first + TOKENS_PER_CHUNK;
+    const int64_t per_chunk = rows_of_chunk(step->num_tokens), first = chunk * per_chunk, end = first + per_chunk;
     int64_t row = 0, above = step->num_rows;  // the row of `first`: query_starts[row] <= first < query_starts[above]
     while (above - row > 1) {
         const int64_t middle = (row + above) / 2;
@@ -123,4 +123,4 @@ static void prepare_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_prepare_qkv = {token_chunks, prepare_chunk};
+const Kernel hw_prepare_qkv = {.num_chunks = token_chunks, .run_chunk = prepare_chunk, .has_ordered_rows = HAS_AMX};

@@ -14,7 +14,7 @@ static _Alignas(64) _Atomic int64_t unfinished;  // chunks of the current op
 // The run under way. Written between two ops, when no thread holds a chunk.
 static struct {
     const Op *ops;
-    int64_t num_ops, current, num_chunks;
+    int64_t num_ops, current;
     const Step *step;
     int64_t *op_ns;
     int64_t began_ns;  // the current op
@@ -42,9 +42,9 @@ static void advance(int64_t num_threads) {
         const Op *op = &run.ops[run.current];
         const int64_t num_chunks = op->kernel->num_chunks(op->job, run.step);
         if (num_chunks > 1 && num_threads > 1) {
-            run.num_chunks = num_chunks;
+            const int from_both_ends = op->kernel->has_ordered_rows && run.step->num_tokens > run.step->num_decodes;
             atomic_store(&unfinished, num_chunks);
-            atomic_store(&pool.unclaimed, num_chunks);
+            atomic_store(&pool.unclaimed, num_chunks << 32 | (from_both_ends ? FROM_BOTH_ENDS : 0));
             pool_wake();
             return;
         }
@@ -54,13 +54,22 @@ static void advance(int64_t num_threads) {
     pool_wake();
 }
 
-static int run_one_chunk(void) {
-    int64_t left = atomic_load_explicit(&pool.unclaimed, memory_order_relaxed);
+// In a prompt's step, every other thread claims the last rows in place of the first ones. So the same rows of op after op
+// are computed by the same thread, which has them in its second cache, as long as all are equally fast.
+static int64_t claim(int64_t number) {
+    int64_t now = atomic_load_explicit(&pool.unclaimed, memory_order_relaxed), is_last;
     do {
-        if (left <= 0) return 0;
-    } while (!atomic_compare_exchange_weak(&pool.unclaimed, &left, left - 1));
+        if (is_claimed(now)) return -1;
+        is_last = number % 2 && now & FROM_BOTH_ENDS;
+    } while (!atomic_compare_exchange_weak(&pool.unclaimed, &now, now + (is_last ? -(1LL << 32) : 1)));
+    return is_last ? end_unclaimed(now) - 1 : first_unclaimed(now);
+}
+
+static int run_one_chunk(int64_t number) {
+    const int64_t chunk = claim(number);
+    if (chunk < 0) return 0;
     const Op *op = &run.ops[run.current];
-    op->kernel->run_chunk(op->job, run.step, run.num_chunks - left);
+    op->kernel->run_chunk(op->job, run.step, chunk);
     if (atomic_fetch_sub(&unfinished, 1) == 1) {
         end_op();
         advance(2);

@@ -51,10 +51,14 @@ static inline int64_t num_decodes_of(const Step *step, int rows) {
     return rows == TOKENS ? step->num_decodes : step->num_sampled;
 }
 
+// Rows of a chunk of an op that does little for each: more of them where there are many, since claims cost as well.
+static inline int64_t rows_of_chunk(int64_t num_rows) { return num_rows < 256 ? 4 : 16; }
+
 // Chunks of one op are independent of each other: whoever is free claims the next. Ops run one after another.
 typedef struct {
     int64_t (*num_chunks)(const void *job, const Step *step);
     void (*run_chunk)(const void *job, const Step *step, int64_t chunk);
+    int64_t has_ordered_rows;  // chunks are in the order of the rows that they read and write
 } Kernel;
 
 // A kernel `rms_norm` is exported as `const Kernel hw_rms_norm`, and its job is `RmsNormJob`. A job says which rows it

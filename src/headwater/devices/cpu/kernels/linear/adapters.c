@@ -217,7 +217,7 @@ static void shrink_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_adapter_shrink = {shrink_chunks, shrink_chunk};
+const Kernel hw_adapter_shrink = {.num_chunks = shrink_chunks, .run_chunk = shrink_chunk};
 
 INLINE int64_t expand_pieces(const AdapterExpandJob *job) {
     return (job->num_blocks + BLOCKS_PER_CHUNK - 1) / BLOCKS_PER_CHUNK;
@@ -258,7 +258,7 @@ static void expand_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_adapter_expand = {expand_chunks, expand_chunk};
+const Kernel hw_adapter_expand = {.num_chunks = expand_chunks, .run_chunk = expand_chunk};
 
 // hw_linear in steps where no row has an adapter, and in the others.
 static int64_t without_chunks(const void *job, const Step *step) {
@@ -271,8 +271,8 @@ static int64_t with_chunks(const void *job, const Step *step) {
 
 static void linear_chunk(const void *job, const Step *step, int64_t chunk) { hw_linear.run_chunk(job, step, chunk); }
 
-const Kernel hw_linear_without_adapters = {without_chunks, linear_chunk};
-const Kernel hw_linear_with_adapters = {with_chunks, linear_chunk};
+const Kernel hw_linear_without_adapters = {.num_chunks = without_chunks, .run_chunk = linear_chunk, .has_ordered_rows = HAS_AMX};
+const Kernel hw_linear_with_adapters = {.num_chunks = with_chunks, .run_chunk = linear_chunk, .has_ordered_rows = HAS_AMX};
 
 // y = activation(gate) * up of products with adapters. The blocks of gate and up alternate, as hw_linear stores them.
 typedef struct {
@@ -301,4 +301,4 @@ static void halves_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_multiply_halves = {halves_chunks, halves_chunk};
+const Kernel hw_multiply_halves = {.num_chunks = halves_chunks, .run_chunk = halves_chunk};

@@ -1,17 +1,22 @@
-// A panel is one or two blocks and some groups of inputs as tiles of weights. The first rows of a chunk fill it while
-// they multiply, so that both kinds of work overlap; all other rows find it in the cache. Weights in
-// bfloat16 lie in memory as tiles, and only what is left of a group is copied. Two tiles of rows by two
-// blocks share what they load. Tiles of rows have exactly the rows that there are.
+// A panel is one or two blocks and some groups of inputs as tiles of weights, so few that they stay in the first cache.
+// The first rows of a chunk fill it while they multiply, so that both kinds of work overlap; all other rows find it
+// there. Weights in bfloat16 lie in memory as tiles, and only what is left of a group is copied. Two tiles of rows by
+// two blocks share what they load. Tiles of rows have exactly the rows that there are.
+//
+// Rows are finished beside the products of those that follow. What they will be written to is fetched one pass before:
+// outputs are larger than the second cache, and a store that misses it stops the stores behind it.
 
 #include "amx_product.h"
 
 #if HAS_AMX
 
 #include "amx_weights.h"
+#include "outputs.h"
 
 enum {
-    PIECE = 48,  // groups of a panel, a multiple of a super group's
+    PIECE = 18,  // groups of a panel at most
     LAG = 2,     // groups between a tile's stores and its load, which would wait for them
+    PASS = 2 * AMX_ROWS,
     TILE_BYTES = AMX_ROWS * AMX_BYTES,
 };
 
@@ -32,6 +37,7 @@ static const Fill FILLS[] = {
 };
 
 typedef struct {
+    const Outputs *outputs;
     int format;
     const char *x;  // groups of the first row
     int64_t x_stride, x_bytes;  // from row to row, of a group
@@ -39,9 +45,10 @@ typedef struct {
     char *panels[2];
     int64_t blocks, groups, ahead;
     int64_t whole, rest;  // BF16: groups whose weights are in place, and inputs of the one behind them
-    int is_first;         // piece of the inputs
+    int is_first, is_last;  // piece of the inputs
     const char *next[2];  // weights that come next
-    float *sums[2];
+    float *sums[2];  // of row r at r & kept: of all rows between pieces, else of two passes
+    int64_t kept;
 } Piece;
 
 // Tiles 0 to 3: sums (two of rows by two blocks). 4, 5: activations. 6, 7: weights.
@@ -84,15 +91,17 @@ INLINE void add_group_of(const Piece *p, const char *x, int64_t tiles, int64_t g
     if (p->blocks == 2) tile_load(7, weights_of(p, 1, g), AMX_BYTES);
     for (int64_t part = 0; part < p->x_bytes; part += AMX_BYTES) {  // two for BF16 and Q8_0
         const char *from = x + g * p->x_bytes + part;
-        tile_load(4, from, p->x_stride);
+        tile_load_once(4, from, p->x_stride);
         tile_dot_bf16(0, 4, 6);
         if (p->blocks == 2) tile_dot_bf16(1, 4, 7);
         if (tiles == 1) continue;
-        tile_load(5, from + AMX_ROWS * p->x_stride, p->x_stride);
+        tile_load_once(5, from + AMX_ROWS * p->x_stride, p->x_stride);
         tile_dot_bf16(2, 5, 6);
         if (p->blocks == 2) tile_dot_bf16(3, 5, 7);
     }
 }
+
+INLINE float *sums_of(const Piece *p, int64_t b, int64_t row) { return p->sums[b] + (row & p->kept) * BLOCK_COLS; }
 
 static void start_sums(const Piece *p, int64_t row, int64_t tiles) {
     if (p->is_first) {
@@ -104,60 +113,77 @@ static void start_sums(const Piece *p, int64_t row, int64_t tiles) {
         }
         return;
     }
-    tile_load(0, p->sums[0] + row * BLOCK_COLS, AMX_BYTES);
-    if (p->blocks == 2) tile_load(1, p->sums[1] + row * BLOCK_COLS, AMX_BYTES);
+    tile_load(0, sums_of(p, 0, row), AMX_BYTES);
+    if (p->blocks == 2) tile_load(1, sums_of(p, 1, row), AMX_BYTES);
     if (tiles == 1) return;
-    tile_load(2, p->sums[0] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
-    if (p->blocks == 2) tile_load(3, p->sums[1] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
+    tile_load(2, sums_of(p, 0, row + AMX_ROWS), AMX_BYTES);
+    if (p->blocks == 2) tile_load(3, sums_of(p, 1, row + AMX_ROWS), AMX_BYTES);
 }
 
 static void store_sums(const Piece *p, int64_t row, int64_t tiles) {
-    tile_store(0, p->sums[0] + row * BLOCK_COLS, AMX_BYTES);
-    if (p->blocks == 2) tile_store(1, p->sums[1] + row * BLOCK_COLS, AMX_BYTES);
+    tile_store(0, sums_of(p, 0, row), AMX_BYTES);
+    if (p->blocks == 2) tile_store(1, sums_of(p, 1, row), AMX_BYTES);
     if (tiles == 1) return;
-    tile_store(2, p->sums[0] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
-    if (p->blocks == 2) tile_store(3, p->sums[1] + (row + AMX_ROWS) * BLOCK_COLS, AMX_BYTES);
+    tile_store(2, sums_of(p, 0, row + AMX_ROWS), AMX_BYTES);
+    if (p->blocks == 2) tile_store(3, sums_of(p, 1, row + AMX_ROWS), AMX_BYTES);
 }
 
-// One or two tiles of rows. The first ones fill the panel, the second ones fetch what comes next.
-static void multiply_rows(const Piece *p, int64_t row, int64_t tiles) {
+INLINE void finish_rows(const Piece *p, int64_t begin, int64_t end) {
+    const vf unit = vf_splat(amx_unit(p->format));
+    for (int64_t row = begin; row < end; row++) {
+        const float *const sums[2] = {sums_of(p, 0, row), sums_of(p, 1, row)};
+        finish_row(1, p->outputs, sums, unit, row);
+    }
+}
+
+// One or two tiles of rows. The first ones fill the panel, the second ones fetch the weights that come next.
+static void multiply_rows(const Piece *p, int64_t row, int64_t rows, int64_t tiles) {
     const char *x = p->x + row * p->x_stride;
-    const int64_t fetched = row == 2 * AMX_ROWS ? block_bytes(p->format, p->groups * GROUP) / p->groups : 0;
+    const int64_t fetched = row == PASS ? block_bytes(p->format, p->groups * GROUP) / p->groups : 0;
+    const int64_t lag = row == 0 ? LAG : 0, before = row - PASS;  // rows of the pass before
     start_sums(p, row, tiles);
-    if (row == 0) {
-        for (int64_t g = 0; g < p->groups + LAG; g++) {
-            if (g < p->groups) fill_group(p, g);
-            if (g >= LAG) add_group_of(p, x, tiles, g - LAG);
-        }
-    } else {
-        for (int64_t g = 0; g < p->groups; g++) {
-            for (int64_t b = 0; b < p->blocks; b++) prefetch(p->next[b] + g * fetched, fetched);
-            add_group_of(p, x, tiles, g);
-        }
+    for (int64_t g = -lag, done = 0; g < p->groups; g++) {
+        if (lag && g + lag < p->groups) fill_group(p, g + lag);
+        if (g < 0) continue;
+        for (int64_t b = 0; fetched && b < p->blocks; b++) prefetch(p->next[b] + g * fetched, fetched);
+        add_group_of(p, x, tiles, g);
+        if (!p->is_last) continue;
+        const int64_t until = PASS * (g + 1) / p->groups;
+        fetch_outputs(p->outputs, row + done, row + until < rows ? row + until : rows);
+        if (row) finish_rows(p, before + done, before + until);
+        done = until;
     }
     store_sums(p, row, tiles);
 }
 
 static void multiply_piece(const Piece *p, int64_t rows, TileRows *tile_rows) {
-    for (int64_t row = 0; row < rows; row += 2 * AMX_ROWS) {
+    int64_t row = 0;
+    for (; row < rows; row += PASS) {
         const int64_t left = rows - row, first = left < AMX_ROWS ? left : AMX_ROWS, rest = left - first;
         configure(first, rest < AMX_ROWS ? rest : AMX_ROWS, tile_rows);
-        multiply_rows(p, row, rest ? 2 : 1);
+        multiply_rows(p, row, rows, rest ? 2 : 1);
     }
+    if (p->is_last) finish_rows(p, row - PASS, rows);
 }
 
 void amx_product(
-    const LinearJob *job, int64_t first_row, int64_t rows, const char *const w[2], int64_t blocks, int64_t ahead,
-    float *const sums[2], TileRows *tile_rows) {
+    const LinearJob *job, int64_t first_row, int64_t rows, const char *const w[2], int64_t block, int64_t blocks,
+    int64_t ahead, TileRows *tile_rows) {
     _Alignas(64) char panels[2][PIECE * TILE_BYTES];
+    _Alignas(64) float sums[2][AMX_CHUNK_ROWS * BLOCK_COLS];
     const int format = (int)job->format;
+    const Outputs outputs = {job, job->bias ? job->bias + block * BLOCK_COLS : NULL, first_row, block, blocks};
     const int64_t groups = (job->in_features + GROUP - 1) / GROUP, stride = activation_bytes(format, job->in_features);
+    const int64_t whole = is_k_quant(format) ? SUPER_GROUP / GROUP : 1, most = PIECE / whole * whole;
+    const int64_t pieces = (groups + most - 1) / most;  // of about equal size
+    const int64_t share = ((groups + pieces - 1) / pieces + whole - 1) / whole * whole;
     for (int64_t begin = 0, count; begin < groups; begin += count) {
-        count = groups - begin < PIECE ? groups - begin : PIECE;
+        count = groups - begin < share ? groups - begin : share;
         const int64_t offset = block_bytes(format, begin * GROUP), is_last = begin + count == groups;
         const int64_t to_next = is_last ? blocks * block_bytes(format, job->in_features) - offset
                                         : block_bytes(format, count * GROUP);
         const Piece piece = {
+            .outputs = &outputs,
             .format = format,
             .x = (const char *)job->x + first_row * stride + activation_bytes(format, begin * GROUP),
             .x_stride = stride,
@@ -170,15 +196,12 @@ void amx_product(
             .whole = job->in_features / GROUP - begin,
             .rest = job->in_features % GROUP,
             .is_first = begin == 0,
+            .is_last = (int)is_last,
             .next = {w[0] + offset + to_next, w[1] + offset + to_next},
             .sums = {sums[0], sums[1]},
+            .kept = pieces == 1 ? 2 * PASS - 1 : -1,
         };
         multiply_piece(&piece, rows, tile_rows);
-    }
-    for (int64_t b = 0; b < blocks && format != BF16; b++) {
-        for (int64_t i = 0; i < rows * BLOCK_COLS; i += WIDTH) {
-            vf_store(sums[b] + i, vf_load(sums[b] + i) * vf_splat(AMX_UNIT));
-        }
     }
 }
 

@@ -26,11 +26,11 @@ INLINE int64_t amx_chunk_rows(const LinearJob *job) {
     return whole < 4 * AMX_ROWS ? 4 * AMX_ROWS : whole < AMX_CHUNK_ROWS ? whole : AMX_CHUNK_ROWS;
 }
 
-// sums[block][row][16] = x[row] * block, for one or two blocks and rows from `first_row`. `ahead` bytes behind the
-// weights in use are fetched from memory.
+// The outputs of blocks `block` and (if `blocks` is 2) block + 1, whose weights are `w`, for rows from `first_row`.
+// `ahead` bytes behind the weights in use are fetched from memory.
 void amx_product(
-    const LinearJob *job, int64_t first_row, int64_t rows, const char *const w[2], int64_t blocks, int64_t ahead,
-    float *const sums[2], TileRows *tile_rows);
+    const LinearJob *job, int64_t first_row, int64_t rows, const char *const w[2], int64_t block, int64_t blocks,
+    int64_t ahead, TileRows *tile_rows);
 
 #else
 

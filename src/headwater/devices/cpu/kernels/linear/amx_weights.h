@@ -26,9 +26,14 @@ INLINE float amx_unit(const int format) { return format == BF16 ? 1.0f : AMX_UNI
 
 // Each number times 2^4 as float16, in both halves of its lane.
 INLINE vi both_halves(vf x) {
+#if WIDTH == 16
+    const __m256i half = _mm512_cvtps_ph((__m512)(x * vf_splat(16.0f)), _MM_FROUND_TO_NEAREST_INT);
+    const vi low = (vi)_mm512_cvtepu16_epi32(half);
+#else
     f16 half[WIDTH];
     vf_store_f16(half, x * vf_splat(16.0f));
     const vi low = vi_load_u16(half);
+#endif
     return low | low << 16;
 }
 

@@ -32,7 +32,7 @@ static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_embed = {num_chunks, run_chunk};
+const Kernel hw_embed = {.num_chunks = num_chunks, .run_chunk = run_chunk, .has_ordered_rows = HAS_AMX};
 
 // Outputs [0, num_rows) of packed weights into float32[num_rows][in_features].
 void hw_unpack(

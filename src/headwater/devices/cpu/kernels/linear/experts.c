@@ -85,7 +85,7 @@ static void route_chunk(const void *job, const Step *step, int64_t chunk) {
     for (int64_t row = chunk * ROWS_PER_CHUNK; row < end; row++) route_row(job, row);
 }
 
-const Kernel hw_route_experts = {token_chunks, route_chunk};
+const Kernel hw_route_experts = {.num_chunks = token_chunks, .run_chunk = route_chunk};
 
 // --- the order of the rows -----------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ static void group_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_group_experts = {one_chunk, group_chunk};
+const Kernel hw_group_experts = {.num_chunks = one_chunk, .run_chunk = group_chunk};
 
 // --- activations ---------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ static void inputs_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_expert_inputs = {place_chunks, inputs_chunk};
+const Kernel hw_expert_inputs = {.num_chunks = place_chunks, .run_chunk = inputs_chunk};
 
 // --- products ------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ static void product_chunk(const void *opaque, const Step *step, int64_t chunk) {
     linear_in_registers(&product, tile->first, tile->count, begin, begin + (left < per_chunk ? left : per_chunk));
 }
 
-const Kernel hw_experts = {product_chunks, product_chunk};
+const Kernel hw_experts = {.num_chunks = product_chunks, .run_chunk = product_chunk};
 
 // --- the sum -------------------------------------------------------------------------------------------
 
@@ -233,4 +233,4 @@ static void sum_chunk(const void *job, const Step *step, int64_t chunk) {
     for (int64_t row = chunk * ROWS_PER_CHUNK; row < end; row++) sum_row(job, row);
 }
 
-const Kernel hw_sum_experts = {token_chunks, sum_chunk};
+const Kernel hw_sum_experts = {.num_chunks = token_chunks, .run_chunk = sum_chunk};

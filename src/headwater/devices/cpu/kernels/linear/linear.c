@@ -7,11 +7,11 @@
 
 #include "linear.h"
 
-#include "activations.h"
 #include "amx_product.h"
 #include "code_tile.h"
 #include "float_tile.h"
 #include "int8_tile.h"
+#include "outputs.h"
 
 enum {
     CHUNK_ROWS = MOST_REGISTER_ROWS,
@@ -20,7 +20,6 @@ enum {
     MOST_CHUNKS = 256,
     SHORT_PAIR_BYTES = 16 << 10,  // of two blocks, so short that the processor's own prefetcher hardly gets going
     PREFETCH_BYTES = 2 << 10,
-    MOST_ROWS = (int)AMX_CHUNK_ROWS > (int)CHUNK_ROWS ? (int)AMX_CHUNK_ROWS : (int)CHUNK_ROWS,
 };
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -125,74 +124,27 @@ static void multiply(Tile *tile, int64_t rows, int64_t blocks) {
     }
 }
 
-// Write `cols` outputs of a row.
-INLINE void finish_row(const LinearJob *job, const float *sums, const float *bias, float *y, int64_t cols) {
-    for (int64_t at = 0; at < cols; at += WIDTH) {
-        const int64_t n = cols - at < WIDTH ? cols - at : WIDTH;
-        vf value = vf_load(sums + at);
-        if (bias) value += vf_load(bias + at);
-        if (job->mode == ADD) value += vf_load_n(y + at, n);
-        vf_store_n(y + at, value, n);
-    }
-}
-
-INLINE void finish_gated_row(
-    const LinearJob *job, const float *gate, const float *up, const float *bias, float *y, int64_t cols) {
-    for (int64_t at = 0; at < cols; at += WIDTH) {
-        vf g = vf_load(gate + at), u = vf_load(up + at);
-        if (bias) g += vf_load(bias + at), u += vf_load(bias + BLOCK_COLS + at);
-        vf_store_n(y + at, vf_gated(job->activation, g, u), cols - at < WIDTH ? cols - at : WIDTH);
-    }
-}
-
-#if HAS_AMX
-// A row's outputs of a block as activations.
-static void write_outputs(const LinearJob *job, int64_t row, int64_t col, const float *out) {
-    const int format = (int)job->activation_format;
-    round_half_group(format, out, group_of(job->activations, format, job->out_features, row, col) + col % GROUP);
-}
-#endif
-
 // What rows `first_row` and following have to do with blocks `block` and block + 1 (if it is there), in registers or (if
 // `tile_rows` is there) in tiles.
 static void run_pair(
     const LinearJob *job, int64_t block, int64_t blocks, int64_t first_row, int64_t rows, TileRows *tile_rows) {
-    _Alignas(64) float sums[2][MOST_ROWS * BLOCK_COLS];
     const int64_t bytes = block_bytes((int)job->format, job->in_features);
-    const char *w = (const char *)job->weights + block * bytes;
-    Tile tile = {job, {w, w + (blocks - 1) * bytes}, first_row, 0, 0, 0, {sums[0], sums[1]}};
+    const char *const first = (const char *)job->weights + block * bytes, *const w[2] = {first, first + (blocks - 1) * bytes};
 #if HAS_AMX
     if (tile_rows) {
-        amx_product(job, first_row, rows, tile.w, blocks, bytes_ahead(2 * bytes), tile.sums, tile_rows);
-    } else
-#endif
-    {
-        (void)tile_rows;
-        for (int64_t b = 0; b < blocks; b++) memset(sums[b], 0, (size_t)(rows * BLOCK_COLS) * sizeof(float));
-        multiply(&tile, rows, blocks);
+        amx_product(job, first_row, rows, w, block, blocks, bytes_ahead(2 * bytes), tile_rows);
+        return;
     }
-    const float *bias = job->bias ? job->bias + block * BLOCK_COLS : NULL;
-    for (int64_t r = 0; r < rows; r++) {
-        float *y = job->y + (first_row + r) * job->y_stride;
-        if (job->mode == GATED) {
-            const int64_t col = block / 2 * BLOCK_COLS;
-#if HAS_AMX
-            if (tile_rows && job->activations) {
-                _Alignas(64) float out[BLOCK_COLS];
-                finish_gated_row(job, sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, out, BLOCK_COLS);
-                write_outputs(job, first_row + r, col, out);
-                continue;
-            }
 #endif
-            finish_gated_row(job, sums[0] + r * BLOCK_COLS, sums[1] + r * BLOCK_COLS, bias, y + col,
-                             smaller(BLOCK_COLS, job->out_features - col));
-            continue;
-        }
-        for (int64_t b = 0; b < blocks; b++) {
-            const int64_t col = (block + b) * BLOCK_COLS;
-            finish_row(job, sums[b] + r * BLOCK_COLS, bias ? bias + b * BLOCK_COLS : NULL, y + col,
-                       smaller(BLOCK_COLS, job->out_features - col));
-        }
+    (void)tile_rows;
+    _Alignas(64) float sums[2][CHUNK_ROWS * BLOCK_COLS];
+    Tile tile = {job, {w[0], w[1]}, first_row, 0, 0, 0, {sums[0], sums[1]}};
+    for (int64_t b = 0; b < blocks; b++) memset(sums[b], 0, (size_t)(rows * BLOCK_COLS) * sizeof(float));
+    multiply(&tile, rows, blocks);
+    const Outputs outputs = {job, job->bias ? job->bias + block * BLOCK_COLS : NULL, first_row, block, blocks};
+    for (int64_t row = 0; row < rows; row++) {
+        const float *const of_row[2] = {sums[0] + row * BLOCK_COLS, sums[1] + row * BLOCK_COLS};
+        finish_row(0, &outputs, of_row, vf_splat(1.0f), row);
     }
 }
 
@@ -223,16 +175,17 @@ static Cut cut_of(const LinearJob *job, const Step *step, int uses_tiles) {
     cut.blocks = blocks_of(job);
     cut.pairs = num_pairs(job);
     const int64_t bytes = 2 * block_bytes((int)job->format, job->in_features);
-    int64_t most_rows = CHUNK_ROWS, whole = 1, rows_of_a_pass = 4;
+    int64_t most_rows = CHUNK_ROWS, whole = 1, rows_of_a_pass = 4, together = 1;
 #if HAS_AMX
     if (uses_tiles) most_rows = amx_chunk_rows(job), rows_of_a_pass = whole = 2 * AMX_ROWS;
+    if (uses_tiles && job->activations) together = GROUP / BLOCK_COLS;  // pairs that write the same lines
 #endif
     cut.row_chunks = (count + most_rows - 1) / most_rows;
     cut.rows_per_chunk = cut.row_chunks ? (count + cut.row_chunks - 1) / cut.row_chunks : 0;
     cut.rows_per_chunk = (cut.rows_per_chunk + whole - 1) / whole * whole;
     const int64_t share = cut.pairs * bytes / MOST_CHUNKS, least = share > MIN_CHUNK_BYTES ? share : MIN_CHUNK_BYTES;
     const int64_t pairs = least / (bytes * (1 + smaller(cut.rows_per_chunk, count) / rows_of_a_pass));
-    cut.pairs_per_chunk = pairs > 1 ? pairs : 1;
+    cut.pairs_per_chunk = pairs > together ? pairs / together * together : together;
     cut.pair_chunks = (cut.pairs + cut.pairs_per_chunk - 1) / cut.pairs_per_chunk;
     return cut;
 }
@@ -272,4 +225,4 @@ static void run_chunk(const void *job, const Step *step, int64_t chunk) {
     run_cut(job, &others, chunk - chunks_of(&tiles));
 }
 
-const Kernel hw_linear = {num_chunks, run_chunk};
+const Kernel hw_linear = {.num_chunks = num_chunks, .run_chunk = run_chunk, .has_ordered_rows = HAS_AMX};

@@ -116,4 +116,4 @@ static void run_chunk(const void *job_, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_quantize = {num_chunks, run_chunk};
+const Kernel hw_quantize = {.num_chunks = num_chunks, .run_chunk = run_chunk, .has_ordered_rows = HAS_AMX};

@@ -73,9 +73,9 @@ static void dot_chunk(const void *opaque, const Step *step, int64_t chunk) {
     job->sums[chunk] = (float)total[0];
 }
 
-const Kernel hw_read_floor = {floor_chunks, read_chunk};
-const Kernel hw_fma_floor = {floor_chunks, fma_chunk};
-const Kernel hw_dot_floor = {floor_chunks, dot_chunk};
+const Kernel hw_read_floor = {.num_chunks = floor_chunks, .run_chunk = read_chunk};
+const Kernel hw_fma_floor = {.num_chunks = floor_chunks, .run_chunk = fma_chunk};
+const Kernel hw_dot_floor = {.num_chunks = floor_chunks, .run_chunk = dot_chunk};
 
 // Multiplications and additions of a thread's round, each counted.
 int64_t hw_operations_a_round(int64_t is_dot) { return 2 * CHAINS * WIDTH * (is_dot ? 4 : 1); }

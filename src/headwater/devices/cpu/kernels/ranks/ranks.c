@@ -58,7 +58,7 @@ static void publish_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_publish = {publish_chunks, publish_chunk};
+const Kernel hw_publish = {.num_chunks = publish_chunks, .run_chunk = publish_chunk};
 
 // --- meet --------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ static void meet_chunk(const void *opaque, const Step *step, int64_t chunk) {
     }
 }
 
-const Kernel hw_meet = {meet_chunks, meet_chunk};
+const Kernel hw_meet = {.num_chunks = meet_chunks, .run_chunk = meet_chunk};
 
 // --- add up ------------------------------------------------------------------------------------------
 
@@ -196,4 +196,4 @@ static void add_ranks_chunk(const void *opaque, const Step *step, int64_t chunk)
     }
 }
 
-const Kernel hw_add_ranks = {add_ranks_chunks, add_ranks_chunk};
+const Kernel hw_add_ranks = {.num_chunks = add_ranks_chunks, .run_chunk = add_ranks_chunk};

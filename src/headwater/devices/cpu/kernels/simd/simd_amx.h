@@ -5,6 +5,7 @@
 // written. `t`, `c`, `a` and `b` are literal numbers of tiles.
 //
 //   tile_zero(t), tile_load(t, from, stride), tile_store(t, to, stride)    stride in bytes
+//   tile_load_once(t, from, stride)   of what is not wanted again soon: it goes past the first cache
 //   tile_dot_bf16(c, a, b)   c[m][n] += sum over k of a[m][k] * b[k / 2][2 n + k % 2], float32 += bfloat16 * bfloat16
 //   tile_dot_ss(c, a, b)     c[m][n] += sum over k of a[m][k] * b[k / 4][4 n + k % 4], int32 += int8 * int8
 //   tile_dot_su, _us, _uu    the same of unsigned bytes: the first letter is a's, the second b's
@@ -45,6 +46,8 @@ INLINE void tiles_release(void) { __asm__ volatile("tilerelease"); }
 #define tile_zero(t) __asm__ volatile("tilezero %%tmm" #t ::)
 #define tile_load(t, from, stride) \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)(stride)) : "memory")
+#define tile_load_once(t, from, stride) \
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)(stride)) : "memory")
 #define tile_store(t, to, stride) \
     __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
 #define tile_dot_bf16(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
@@ -69,6 +72,7 @@ static inline void tiles_release(void) { memset(&emulated, 0, sizeof emulated); 
 
 #define tile_zero(t) memset(emulated.bytes[t], 0, sizeof emulated.bytes[t])
 #define tile_load(t, from, stride) emulate_load(t, from, stride)
+#define tile_load_once(t, from, stride) emulate_load(t, from, stride)
 #define tile_store(t, to, stride) emulate_store(t, to, stride)
 #define tile_dot_bf16(c, a, b) emulate_dot_bf16(c, a, b)
 #define tile_dot_ss(c, a, b) emulate_dot_bytes(c, a, b, 1, 1)

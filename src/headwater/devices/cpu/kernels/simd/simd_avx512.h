@@ -44,6 +44,17 @@ INLINE vf vf_from_int(vi x) { return (vf)_mm512_cvtepi32_ps((__m512i)x); }
 
 INLINE vf vf_above_floor(vf x) { return (vf)_mm512_reduce_ps((__m512)x, 0x09); }  // x - floor(x)
 INLINE vf vf_times_2_to_floor(vf a, vf x) { return (vf)_mm512_scalef_ps((__m512)a, (__m512)x); }
+INLINE vf vf_rough_inverse(vf x) { return (vf)_mm512_rcp14_ps((__m512)x); }  // to 14 bits
+
+// 2^x to 13 bits, for x from -125 to 125. NaN stays NaN.
+INLINE vf vf_rough_exp2(vf x) {
+    const vf r = vf_above_floor(x);
+    vf p = vf_splat(7.802451e-2f);
+    p = vf_fma(p, r, vf_splat(2.2606717e-1f));
+    p = vf_fma(p, r, vf_splat(6.9583354e-1f));
+    p = vf_fma(p, r, vf_splat(9.9992522e-1f));
+    return vf_times_2_to_floor(p, x);
+}
 
 INLINE vi vi_load_u8(const uint8_t *from) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)); }
 INLINE vi vi_load_s8(const int8_t *from) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)); }
