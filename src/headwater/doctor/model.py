@@ -104,6 +104,8 @@ def _code_bytes(scheme: Scheme | None) -> float:
     """Bytes of a weight of a quantised checkpoint: in GGUF's blocks where these hold its numbers, else 16 bits."""
     if scheme is None or scheme.layout == "float8" or scheme.has_order:
         return 2.0
+    if scheme.layout == "mxfp4":
+        return 17 / 32
     return 34 / 32 if scheme.bits == 8 else (18 / 32 if scheme.is_symmetric else 20 / 32)
 
 

@@ -42,7 +42,8 @@ def gated(gate: Floats, up: Floats, activation: Activation) -> Floats:
         gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
         up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
         with np.errstate(over="ignore"):
-            return gate / (1 + np.exp(-np.float32(SWIGLU_SLOPE) * gate)) * (up + 1)
+            glu: Floats = np.divide(gate, 1 + np.exp(-np.float32(SWIGLU_SLOPE) * gate), dtype=np.float32)
+        return glu * (up + np.float32(1))
     return (silu(gate) if activation == "silu" else gelu_tanh(gate)) * up
 
 
