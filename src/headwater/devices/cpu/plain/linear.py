@@ -39,11 +39,9 @@ def gelu_tanh(x: Floats) -> Floats:
 def gated(gate: Floats, up: Floats, activation: Activation) -> Floats:
     """activation(gate) * up, or what device.py says of "clamped_swiglu"."""
     if activation == "clamped_swiglu":
-        gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
-        up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
+        left, right = np.minimum(gate, SWIGLU_LIMIT), np.clip(up, -SWIGLU_LIMIT, SWIGLU_LIMIT)
         with np.errstate(over="ignore"):
-            glu: Floats = np.divide(gate, 1 + np.exp(-np.float32(SWIGLU_SLOPE) * gate), dtype=np.float32)
-        return glu * (up + np.float32(1))
+            return (left / (1 + np.exp(-SWIGLU_SLOPE * left)) * (right + 1)).astype(np.float32)
     return (silu(gate) if activation == "silu" else gelu_tanh(gate)) * up
 
 
