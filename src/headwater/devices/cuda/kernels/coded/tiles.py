@@ -98,15 +98,17 @@ def tiles(
     is_split = num_splits > 1
     out = torch.empty((num_splits, num_tokens, num_features), dtype=torch.float32, device=x.device) if is_split else y
     has_offsets, is_whole = matrix.offsets is not None, matrix.num_groups == 1
-    numbers = (matrix.scales, *((matrix.offsets, _group_sums(x, matrix)) if has_offsets else (matrix.scales,) * 2))
+    offsets, group_sums = matrix.scales, matrix.scales
+    if matrix.offsets is not None:
+        offsets, group_sums = matrix.offsets, _group_sums(x, matrix)
     sizes = (width, num_features, matrix.num_groups, out.stride(-2), per_split)
     flags = (
         matrix.group, run, unit, shape.tokens, shape.features, matrix.format, has_offsets, is_whole,
         width % unit == 0, token_scales is not None, token_scales is not None and token_scales.shape[1] > 1,
         bias is not None and not is_split, adds and not is_split,
     )  # fmt: skip
-    pointers = (x, matrix.codes, *numbers, matrix.scales if token_scales is None else token_scales)
-    pointers = (*pointers, matrix.scales if bias is None else bias, out)
+    pointers = (x, matrix.codes, matrix.scales, offsets, group_sums)
+    pointers = (*pointers, *(matrix.scales if each is None else each for each in (token_scales, bias)), out)
     dtypes = tuple(each.dtype for each in pointers)
     key = (x.device.index, dtypes, *sizes, *flags, shape.num_warps, shape.num_stages, *alignment(*pointers))
     codes = matrix.codes.view(torch.int16) if matrix.format == "int4" else matrix.codes
