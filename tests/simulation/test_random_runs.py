@@ -2,11 +2,14 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
+from headwater.messages.base import pack_ids
+from headwater.messages.generation import Generate, SamplingParams
 from headwater.simulation.random_runs.campaign import Campaign, run_campaign
-from headwater.simulation.random_runs.events import Trace, decode_trace, describe, encode_trace
+from headwater.simulation.random_runs.events import Deliver, Trace, decode_trace, describe, encode_trace
 from headwater.simulation.random_runs.profiles import PROFILES
 from headwater.simulation.random_runs.run import RandomRun, random_run, replay
 from headwater.simulation.random_runs.workload import Workload
@@ -81,6 +84,15 @@ def test_a_trace_survives_the_way_through_a_file_and_tells_what_happens():
     assert trace.events == events and trace.shapes == workload.shapes
     assert replay(trace).failure is None
     assert all(describe(event) for event in events)
+
+
+def test_a_rid_that_a_full_queue_refuses_is_free_at_once():
+    """Another request under the rid, read in the same turn, is one of its own: not refused for the rid."""
+    shape = replace(Workload(1, PROFILES["calm"]).shapes[0], max_queued=1)
+    prompt = pack_ids([1, 2, 3])
+    sent = [Generate(rid, prompt, SamplingParams(max_new_tokens=2)) for rid in ("first", "again", "again", "again")]
+    trace = Trace(1, "calm", (shape,), 0, tuple(Deliver(message, "one") for message in sent))
+    assert replay(trace).failure is None
 
 
 def test_runs_are_the_same_on_one_core_and_on_two():

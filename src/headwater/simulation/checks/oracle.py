@@ -121,6 +121,20 @@ class Oracle:
             self._adapters.refused(model)
         if output.finish is not None:
             del self.active[key]
+            self._follow(model)
+
+    def _follow(self, model: RequestModel) -> None:
+        """A request was refused, and another was read under its rid before the client knew: that one is next."""
+        if not model.followers:
+            return
+        client, _ = model.key
+        (message, must_be_refused), *others = model.followers
+        self._num_refusals_due[model.key] -= 1
+        self.sent(client, message)
+        self.delivered(client, message)
+        follower = self.active[model.key]
+        follower.is_refused = follower.must_be_refused = must_be_refused
+        follower.followers = others
 
     # --- reports of steps ---------------------------------------------------------------------------
 

@@ -56,6 +56,8 @@ class RequestModel:
         self.number = 0  # in the order of arrival
         self.is_refused = False  # the engine has refused it, or will in this turn
         self.must_be_refused = False  # the queue was full when it arrived
+        # requests read under its rid once it was refused, and whether each must be refused
+        self.followers: list[tuple[Generate, bool]] = []
         self.is_delivered = False  # the engine has read it, at `arrived_s`
         self.arrived_s = 0.0
         self.timeouts_due: set[int] = set()  # statuses with which timeouts may end it in this turn

@@ -102,11 +102,14 @@ class ServicePromises:
         lacks_adapter = bool(name) and self._scheduler.adapters.find(name) is None  # checked by AdapterPromises
         self._add(message, client=client)
         model = self._oracle.active.get(key)
-        if model is None or not is_new or model.is_refused:
+        if model is None or not is_new:
             return
         is_in = self._is_in_place(key)
-        model.is_refused = not is_in
-        model.must_be_refused = is_full
+        if model.is_refused:  # its answer is on its way, and the rid is free
+            model.followers.append((message, is_full))
+        else:
+            model.is_refused = not is_in
+            model.must_be_refused = is_full
         if lacks_adapter:
             demand(not is_in, "served_if_loaded", f"{message.rid} is queued, and no adapter {name!r} is loaded")
         elif not model.is_too_long and is_in == is_full:
