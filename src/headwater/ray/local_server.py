@@ -20,6 +20,20 @@ _ANSWER_S = 5.0
 _STOP_S = 10.0
 
 
+def own_args(args: ServerArgs, *, host: str, is_fleet_replica: bool) -> ServerArgs:
+    """The arguments of one server, on free ports. Without an admin key it gets a random one."""
+    changes = {"fleet_replica": True, "engine_restarts": 0} if is_fleet_replica else {}
+    return msgspec.structs.replace(
+        args,
+        host=host,
+        port=_free_port(host),
+        admin_api_key=args.admin_api_key or secrets.token_urlsafe(32),
+        kv_events_endpoint=_on_free_port(args.kv_events_endpoint),
+        kv_events_replay_endpoint=_on_free_port(args.kv_events_replay_endpoint),
+        **changes,
+    )
+
+
 class LocalServer:
     """Made by `start`. It listens on `host`, on a free port, and its control routes need `admin_key`."""
 
@@ -30,17 +44,9 @@ class LocalServer:
         self.admin_key = args.admin_api_key or ""
 
     @classmethod
-    async def start(cls, args: ServerArgs, *, host: str) -> "LocalServer":
+    async def start(cls, args: ServerArgs, *, host: str, is_fleet_replica: bool = False) -> "LocalServer":
         """Returns when it is healthy. RuntimeError if it ends instead."""
-        key = args.admin_api_key or secrets.token_urlsafe(32)
-        args = msgspec.structs.replace(
-            args,
-            host=host,
-            port=_free_port(host),
-            admin_api_key=key,
-            kv_events_endpoint=_on_free_port(args.kv_events_endpoint),
-            kv_events_replay_endpoint=_on_free_port(args.kv_events_replay_endpoint),
-        )
+        args = own_args(args, host=host, is_fleet_replica=is_fleet_replica)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "headwater.fleet.replica_process", stdin=asyncio.subprocess.PIPE
         )

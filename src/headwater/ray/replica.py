@@ -33,8 +33,7 @@ class ReplicaDeployment:
         self._front = serve.get_deployment_handle(front, app_name=context.app_name)
         self._actor = ray.get_runtime_context().current_actor
         host = "127.0.0.1" if self._args.is_local else ray.util.get_node_ip_address()
-        server_args = msgspec.structs.replace(self._args.server, fleet_replica=True, engine_restarts=0)
-        self._server = await LocalServer.start(server_args, host=host)
+        self._server = await LocalServer.start(self._args.server, host=host, is_fleet_replica=True)
         self._beat = Beat(
             name=f"{context.replica_tag}-{uuid.uuid4().hex[:8]}",
             url=self._server.url,
