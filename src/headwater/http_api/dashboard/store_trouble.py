@@ -20,7 +20,7 @@ _CAUSES = {
     "unavailable": "it cannot be reached",
 }
 _SLOW = "See whether its process, disk or network hangs or is overloaded."
-_TODO = {
+_ADVICE = {
     "timeout": _SLOW,
     "deadline": _SLOW,
     "slow": _SLOW,
@@ -54,13 +54,13 @@ def trouble_facts(info: StorageInfo) -> Json:
         return {}
     return {
         "happened": happened(info),
-        "todo": f"{_todo(info.kind, trouble)} {_BACK}",
+        "todo": f"{_advice(info.kind, trouble)} {_BACK}",
         "failing_s": int(trouble.failing_s),
         "retry_in_s": int(trouble.retry_in_s),
     }
 
 
-def _todo(kind: str, trouble: StoreTrouble) -> str:
+def _advice(kind: str, trouble: StoreTrouble) -> str:
     if trouble.is_left_alone and trouble.cause == "unavailable":
         return _UNAVAILABLE.get(kind, "Bring it back.")
-    return _TODO.get(trouble.cause, "See what the store's own log says, and whether it accepts writes.")
+    return _ADVICE.get(trouble.cause, "See what the store's own log says, and whether it accepts writes.")

@@ -54,7 +54,6 @@ class Acceptance:
         """A token had no draft."""
         self._num_waited += 1
 
-
     def gain(self, length: int, *, row_share: float) -> float:
         """Tokens that a draft of `length` is expected to bring, less those that its rows cost."""
         return sum(self.rate**place for place in range(1, length + 1)) - row_share * length

@@ -11,7 +11,7 @@ import torch
 
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.kernels.coded.one_token import one_token
-from headwater.devices.cuda.kernels.coded.tiles import MAX_TILE_TOKENS, has_tiles, suits_one_token_of_tiles, tiles
+from headwater.devices.cuda.kernels.coded.tiles import suits_one_token_of_tiles, suits_tiles, tiles
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix, join
 from headwater.devices.cuda.products.linear import CudaLinear
 from headwater.devices.cuda.products.scaled_product import scaled_product, suits_scaled_product
@@ -109,7 +109,7 @@ class CodedLinear:
                     return one_token(x, weight, part.bias, y, adds=adds)
                 if len(x) > 1 and suits_scaled_product(x, weight):
                     return scaled_product(x, weight, part.bias, y, adds=adds)
-                if len(x) <= MAX_TILE_TOKENS and has_tiles(weight):
+                if suits_tiles(len(x), weight):
                     return tiles(x, weight, part.bias, y, adds=adds)
             weight = to_numbers(weight, x.dtype)
         plain = CudaLinear([weight], None if part.bias is None else [part.bias], is_deterministic=self.is_deterministic)

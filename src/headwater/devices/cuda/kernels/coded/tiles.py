@@ -20,7 +20,7 @@ from headwater.devices.cuda.kernels.coded.parts import byte_codes
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
-MAX_TILE_TOKENS = 256  # above, plain numbers in a library's product are the faster way
+_MAX_INT4_TOKENS, _MAX_BYTE_TOKENS = 256, 128  # above, plain numbers in a library's product are the faster way
 _MIN_RUN = 16  # inputs of a product in tiles, at least
 _WANTED_PROGRAMS = 198  # three for two of an H200's processors
 _MAX_SPLITS = 8
@@ -68,6 +68,12 @@ _FLOAT32 = TileShape(16, 64, 64, 4, 2)  # for tests
 def has_tiles(matrix: CodedMatrix) -> bool:
     """Whether its codes can be multiplied in tiles: not those of 4 bits in short chunks."""
     return 2 * matrix.words >= _MIN_RUN or matrix.format != "int4"
+
+
+def suits_tiles(num_tokens: int, matrix: CodedMatrix) -> bool:
+    """Whether `tiles` is the faster way for some tokens."""
+    most = _MAX_INT4_TOKENS if matrix.format == "int4" else _MAX_BYTE_TOKENS
+    return num_tokens <= most and has_tiles(matrix)
 
 
 def suits_one_token_of_tiles(x: torch.Tensor, matrix: CodedMatrix) -> bool:

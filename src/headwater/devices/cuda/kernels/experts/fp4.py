@@ -19,7 +19,10 @@ def low_inputs(byte):
 
 @triton.jit
 def load_fp4(codes, exponents, mask):
-    """The numbers of the low and of the high bits in float32, exactly the file's. `exponents`: where each byte's is."""
+    """The numbers of the low and of the high bits in float32, exactly the file's where scales are below 2^114.
+
+    `exponents`: where each byte's is.
+    """
     pair = tl.load(codes, mask=mask, other=0).to(tl.int16)
     power = tl.load(exponents, mask=mask, other=0).to(tl.int32)
     scale = ((power + 14) << 23).to(tl.float32, bitcast=True)  # 2^(power - 127) times 2^14

@@ -6,13 +6,14 @@
 import triton
 import triton.language as tl
 
+from headwater.devices.cuda.kernels.layers import activated
+
 
 @triton.jit
 def gated(gate, up, IS_CLAMPED: tl.constexpr):
     """silu(gate) * up, or "clamped_swiglu" of device.py. NaN stays NaN."""
-    slope = 1.0
     if IS_CLAMPED:
         gate = tl.where(gate > 7.0, 7.0, gate)
         up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up)) + 1.0
-        slope = 1.702
-    return gate / (1.0 + tl.exp(-slope * gate)) * up
+        return gate / (1.0 + tl.exp(-1.702 * gate)) * up
+    return activated(gate, False) * up
