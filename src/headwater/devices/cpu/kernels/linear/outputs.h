@@ -28,8 +28,8 @@ INLINE void finish_block(
     }
 }
 
-// The same of all blocks of row `row`, behind the first one. `is_rough`: activations need no more than bfloat16's bits.
-INLINE void finish_row(const int is_rough, const Outputs *outputs, const float *const sums[2], const vf unit, int64_t row) {
+// The same of all blocks of row `row`, behind the first one. `is_half`: activations for a next product go out as bfloat16.
+INLINE void finish_row(const int is_half, const Outputs *outputs, const float *const sums[2], const vf unit, int64_t row) {
     const LinearJob *job = outputs->job;
     const float *bias = outputs->bias;
     const int64_t first = first_col(outputs), left = job->out_features - first;
@@ -42,6 +42,7 @@ INLINE void finish_row(const int is_rough, const Outputs *outputs, const float *
         }
         return;
     }
+    const int is_rough = is_half && job->activations;
     vf out[VECTORS];
 #pragma GCC unroll 4
     for (int i = 0; i < VECTORS; i++) {
@@ -50,7 +51,7 @@ INLINE void finish_row(const int is_rough, const Outputs *outputs, const float *
         out[i] = is_rough ? vf_rough_gated(job->activation, g, u) : vf_gated(job->activation, g, u);
     }
 #if HAS_AMX
-    if (is_rough && job->activations) {
+    if (is_rough) {
         const int format = (int)job->activation_format;
         bf16 *group = group_of(job->activations, format, job->out_features, outputs->first_row + row, first);
         round_half_group(format, (const float *)out, group + first % GROUP);
