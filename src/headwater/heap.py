@@ -7,6 +7,10 @@ import contextlib
 import ctypes
 import gc
 
+MMAP_THRESHOLD = 128 << 10  # bytes; glibc's value at the start
+TRIM_THRESHOLD = 1 << 20  # bytes that may be free at the heap's top
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
 
 def pause_collection() -> None:
     """Collect nothing until `freeze_heap`. Imports make many objects and hardly any garbage."""
@@ -29,3 +33,16 @@ def give_back_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # other systems
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def map_large_buffers() -> None:
+    """Take memory of `MMAP_THRESHOLD` and more by `mmap`, always. Call it before much is loaded.
+
+    Every read from a socket allocates 256 KiB and then shrinks that to what came. glibc raises its threshold when such
+    memory is freed, and puts it on the heap from then on. There, each small allocation that outlives its neighbours
+    splits the space, so the heap grows slowly, for hours, although what is in use does not.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # other systems
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        library.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)

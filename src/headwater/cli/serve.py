@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from headwater.cli.command_line import SETTINGS, SectionedCommand, command, flag_option
-from headwater.heap import pause_collection
+from headwater.heap import map_large_buffers, pause_collection
 from headwater.launch.config import FLAGS, ServerArgs
 
 
@@ -15,6 +15,7 @@ def _serve(**options: Any) -> None:
 
     Without --model, the server fetches the default model once and serves it. Ctrl-C ends the server.
     """
+    map_large_buffers()
     pause_collection()
     try:
         args = ServerArgs(**options)
