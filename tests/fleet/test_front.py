@@ -75,6 +75,12 @@ async def test_changes_are_made_by_all_replicas(fleet: FleetWithFront) -> None:
         answer = await http.post("/pause_generation", json={"mode": "retract"}, headers=ADMIN)
         assert answer.status_code == 200 and len(answer.json()["engines"]) == 2
         assert all(replica.engine.state.is_paused for replica in fleet.replicas.values())
+        listed = (await http.get("/fleet", headers=ADMIN)).json()["replicas"]
+        assert [(each["paused"], each["released"]) for each in listed] == [(True, [])] * 2
+        await http.post("/continue_generation", json={}, headers=ADMIN)
+        await http.post("/release_memory_occupation", json={"tags": ["kv_cache"]}, headers=ADMIN)
+        listed = (await http.get("/fleet", headers=ADMIN)).json()["replicas"]
+        assert [(each["paused"], each["released"]) for each in listed] == [(False, ["kv_cache"])] * 2
 
 
 async def test_the_fleet_is_listed_and_scaled_with_the_admin_key_only(fleet: FleetWithFront) -> None:

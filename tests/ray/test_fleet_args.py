@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from headwater.ray.fleet_args import read_fleet_args, read_models
+from headwater.ray.fleet_args import check_served_by_serve, read_fleet_args, read_models
 from headwater.ray.models_file import read_models_file
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,14 @@ def test_models_have_a_name_arguments_of_their_own_and_the_others_in_common(tmp_
 def test_what_is_wrong_with_a_model_is_named(models: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_models({"models": models})
+
+
+@pytest.mark.parametrize("name", ["host", "port"])
+def test_where_serve_listens_is_no_argument_of_the_application(name: str) -> None:
+    """It would be ignored."""
+    check_served_by_serve({"model": "m"})
+    with pytest.raises(ValueError, match=f"{name}: .*http_options"):
+        check_served_by_serve({"model": "m", name: "8000"})
 
 
 def test_the_manifest_names_arguments_that_exist_and_leaves_time_to_drain() -> None:

@@ -197,6 +197,8 @@ def status(target: Target) -> None:
         raise fail(error) from None
     for each in replicas:
         standing = "serves" if each["serving"] else f"takes no requests: {each['message']}"
+        standing += ", paused" if each["paused"] else ""
+        standing += f", memory released: {', '.join(each['released'])}" if each["released"] else ""
         model = f"{each['model']:16} " if "model" in each else ""
         click.echo(f"{model}{each['dp_rank']:4} {each['url']:28} {each['num_running']:4} running  {standing}")
 

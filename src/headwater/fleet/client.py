@@ -103,6 +103,16 @@ class FleetClient:
         return self._fleet.adapters
 
     @property
+    def is_paused(self) -> bool:
+        """By order, as its replicas are or will be before they serve."""
+        return self._fleet.desired is not None and self._fleet.desired.pause is not None
+
+    @property
+    def released(self) -> list[str]:
+        """The tags of the memory that is released by order."""
+        return [] if self._fleet.desired is None else sorted(self._fleet.desired.released)
+
+    @property
     def staged_in_use(self) -> frozenset[str]:
         """See `Fleet.staged_in_use`."""
         return self._fleet.staged_in_use

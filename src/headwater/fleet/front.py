@@ -216,7 +216,8 @@ class _Rest:
         why = self.client.why_out(number)
         beat = replica.beat
         facts = {"dp_rank": number, "name": beat.name, "node": beat.node, "pid": beat.pid, "url": beat.url}
-        return facts | {"serving": why is None, "message": why, "num_running": replica.num_running}
+        by_order = {"paused": self.client.is_paused, "released": self.client.released}
+        return facts | {"serving": why is None, "message": why, "num_running": replica.num_running} | by_order
 
 
 def _why_not(path: str) -> str:

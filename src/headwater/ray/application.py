@@ -11,7 +11,7 @@ import msgspec
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from headwater.ray.fleet_args import FleetArgs, read_models
+from headwater.ray.fleet_args import FleetArgs, check_served_by_serve, read_models
 from headwater.ray.front import FrontDeployment
 from headwater.ray.replica import ReplicaDeployment
 
@@ -25,6 +25,7 @@ def app(given: dict[str, Any]) -> "serve.Application":
 
     `models`: a list of several models, each with a `name` and with arguments of its own.
     """
+    check_served_by_serve(given)
     return build(read_models(given))
 
 

@@ -76,6 +76,13 @@ def read_fleet_args(given: Mapping[str, Any]) -> FleetArgs:
         raise ValueError(str(error)) from None
 
 
+def check_served_by_serve(given: Mapping[str, Any]) -> None:
+    """ValueError if `given` names where to listen: Ray Serve itself does, not the application."""
+    for name in ("host", "port"):
+        if name in given:
+            raise ValueError(f"{name}: Ray Serve listens for the fleet; set it in Serve's http_options")
+
+
 def read_models(given: Mapping[str, Any]) -> dict[str, FleetArgs]:
     """By the name of the model; "" if there is no `models`: a fleet of one model. ValueError.
 
