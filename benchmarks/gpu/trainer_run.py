@@ -2,7 +2,7 @@
 """Weights from a trainer on a GPU, and sleep and wake, against one server: each part prints a line of JSON.
 
 trainer_run.py OUT.json --shape llama3.1-8b                        one card: sleep, handles of CUDA (ipc, ipc-flat)
-trainer_run.py OUT.json --shape llama3.1-8b --parts nccl           the trainer on the second card
+trainer_run.py OUT.json --shape llama3.1-8b --parts nccl,vllm      the trainer on the second card
 
 A part that fails prints its error, and the next one runs. `sleep` releases and resumes memory for --sleeps rounds, with
 tags by turns. It shows what all processes take of the card while the server sleeps and after it woke, and whether the
@@ -100,7 +100,7 @@ def run_part(part: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     if part.startswith("sleep"):
         num_rounds = options.sleeps if part == "sleep" else 3
         return asyncio.run(sleep_and_wake(num_rounds, options.sleep_limit_s))
-    device = f"cuda:{torch.cuda.device_count() - 1}" if part == "nccl" else "cuda:0"
+    device = f"cuda:{torch.cuda.device_count() - 1}" if part in ("nccl", "vllm") else "cuda:0"
     sets = [make_weights(folder, seed=seed, device=device) for seed in (1, 2)]
     found = asyncio.run(measure(part, sets, options))
     return found | {"device_to_device_gb_per_s": round(device_to_device_gb_per_s(1 << 30), 1)}
@@ -110,7 +110,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", default="llama3.1-8b", help="a shape of shapes.py")
-    parser.add_argument("--parts", default="sleep,ipc-flat,ipc,sleep-after", help="of sleep, ipc, ipc-flat, nccl, ...")
+    parser.add_argument("--parts", default="sleep,ipc-flat,ipc,sleep-after", help="of sleep, ipc, ipc-flat, nccl, vllm")
     parser.add_argument("--sleeps", type=int, default=50)
     parser.add_argument("--sleep-limit-s", type=float, default=90.0)
     parser.add_argument("--rounds", type=int, default=3, help="updates of each way")

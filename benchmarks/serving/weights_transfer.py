@@ -3,7 +3,7 @@
 
 weights_transfer.py --shape qwen2.5-0.5b                       a CPU: safetensors bodies, shared memory, gloo
 weights_transfer.py --shape llama3.1-8b --device cuda --ways body,shared,ipc
-weights_transfer.py --shape llama3.1-8b --device cuda --ways nccl         the trainer on the second card
+weights_transfer.py --shape llama3.1-8b --device cuda --ways nccl,vllm    the trainer on the second card
 
 Two sets of random weights are sent by turns. Each is a bracket of buckets. After each update:
 
@@ -42,6 +42,7 @@ from torch.distributed import distributed_c10d as c10d
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "gpu"))
 sys.path.append(str(Path(__file__).resolve().parent))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "integrations" / "training" / "stand_ins"))
 from served import PORT, serve
 from shapes import make_model
 
@@ -144,6 +145,8 @@ async def send_flattened(http: httpx.AsyncClient, bucket: Tensors) -> None:
 class Group:
     """The trainer's side of a process group, as SGLang's trainers make it."""
 
+    name = "trainer"
+
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self._group: Any = None
@@ -184,6 +187,50 @@ class Group:
         dist.broadcast(flat, group_src=0, group=self._group)
         if flat.is_cuda:
             torch.cuda.synchronize(flat.device)
+
+
+class VllmGroup(Group):
+    """The trainer's side of vLLM's calls, as trl makes them: the stand-in for the package speaks NCCL on GPUs."""
+
+    name = "vllm"
+
+    async def join(self, http: httpx.AsyncClient) -> None:
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        info = {"master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2, "packed": True}
+
+        def make() -> Any:
+            torch.cuda.set_device(self._device)
+            return trainer_init(info)
+
+        call = post(http, "/init_weight_transfer_engine", json={"init_info": info})
+        _, self._group = await asyncio.gather(call, asyncio.to_thread(make))
+
+    async def send(self, http: httpx.AsyncClient, bucket: Tensors) -> None:
+        info = {
+            "names": list(bucket),
+            "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()],
+            "shapes": [list(tensor.shape) for tensor in bucket.values()],
+        }
+        call = post(http, "/update_weights", json={"update_info": info})
+        await asyncio.gather(call, asyncio.to_thread(self._broadcast_packed, bucket))
+
+    def _broadcast_packed(self, bucket: Tensors) -> None:
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        torch.cuda.set_device(self._device)
+        packed_nccl_broadcast_producer(
+            iterator=iter(bucket.items()), group=self._group, src=0, post_iter_func=lambda item: item[1]
+        )
+        torch.cuda.synchronize(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        """The second card, where there is one: NCCL has one rank of a group on a card."""
+        return torch.device("cuda", torch.cuda.device_count() - 1)
 
 
 SENDERS: dict[str, Send] = {
@@ -257,7 +304,7 @@ def device_to_device_gb_per_s(num_bytes: int) -> float:
 
 PLAIN = {
     "body": "socket", "gloo": "socket", "shared": "copy", "pickle": "copy", "pickle-flat": "copy",
-    "ipc": "gpu_to_host", "ipc-flat": "gpu_to_host", "nccl": "gpu_to_host",
+    "ipc": "gpu_to_host", "ipc-flat": "gpu_to_host", "nccl": "gpu_to_host", "vllm": "gpu_to_host",
 }  # fmt: skip
 PLAIN_COPIES = {"copy": copy_gb_per_s, "socket": socket_gb_per_s, "gpu_to_host": gpu_to_host_gb_per_s}
 
@@ -319,7 +366,7 @@ async def one_update(http: httpx.AsyncClient, send: Send, tensors: Tensors, labe
 
 async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace) -> dict:
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, limits=LIMITS) as http:
-        group = Group(way) if way in ("gloo", "nccl") else None
+        group = VllmGroup(way) if way == "vllm" else Group(way) if way in ("gloo", "nccl") else None
         if group is not None:
             await group.join(http)
             send: Send = group.send
@@ -340,7 +387,7 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
             print(json.dumps({"way": way, "round": number} | rounds[-1]), flush=True)
         await asyncio.to_thread(streams.end)
         if group is not None:
-            await post(http, "/destroy_weights_update_group", json={"group_name": "trainer"})
+            await post(http, "/destroy_weights_update_group", json={"group_name": group.name})
     references = dict(reversed(scores))  # of each set, the first
     apart = distance(*references.values()) if len(references) > 1 else math.inf
     distances = [distance(found, references[which]) for which, found in scores]

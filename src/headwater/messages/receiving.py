@@ -6,6 +6,8 @@ import msgspec
 
 from headwater.messages.base import Struct
 
+VLLM = "vllm"  # a backend: NCCL, by the way in which vLLM's ranks meet
+
 
 class ReceiverStart(Struct):
     """The first frame. `parent_pid`: the process dies with it."""
@@ -21,7 +23,7 @@ class JoinGroup(Struct, tag="join"):
     rank: int
     world_size: int
     group_name: str
-    backend: str
+    backend: str  # one of PyTorch's, or VLLM
     device: int | None  # a GPU; None: host memory
     timeout_s: float
 

@@ -3,8 +3,9 @@
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,8 +16,10 @@ from torch.distributed.rendezvous import rendezvous
 from headwater.devices.cuda.torch_tensors import open_shared
 from headwater.devices.safetensors_header import ITEM_BYTES, build_header
 from headwater.launch.receiving.device_copies import FileWriter, as_bytes, wait_for_kernels
-from headwater.messages.receiving import CopyFromGpu, JoinGroup, ReceiveBucket
+from headwater.launch.receiving.vllm_communicator import join_vllm
+from headwater.messages.receiving import VLLM, CopyFromGpu, JoinGroup, ReceiveBucket
 
+Broadcast = Callable[[Sequence[torch.Tensor]], None]
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
@@ -27,8 +30,9 @@ _DTYPES = {
 class Group:
     """A member of a trainer's process group. Rank 0 broadcasts."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device, writer: FileWriter) -> None:
-        self._group = group
+    def __init__(self, broadcast: Broadcast, device: torch.device, writer: FileWriter) -> None:
+        """`broadcast` receives tensors in their order, on a GPU when its stream gets there."""
+        self._broadcast = broadcast
         self._device = device
         self._writer = writer
 
@@ -38,8 +42,7 @@ class Group:
             self._receive_on_gpu(call)
             return
         bucket = _Bucket(call.names, call.dtypes, call.shapes, path=call.path)
-        for tensor in bucket.pieces(_piece_sizes(call)) if call.is_flattened else bucket.tensors():
-            dist.broadcast(tensor, group_src=0, group=self._group)
+        self._broadcast(bucket.pieces(_piece_sizes(call)) if call.is_flattened else bucket.tensors())
 
     def _receive_on_gpu(self, call: ReceiveBucket) -> None:
         if call.is_flattened:
@@ -50,10 +53,7 @@ class Group:
                 torch.empty(shape, dtype=_DTYPES[dtype], device=self._device)
                 for dtype, shape in zip(call.dtypes, call.shapes, strict=True)
             ]
-        works = [dist.broadcast(tensor, group_src=0, group=self._group, async_op=True) for tensor in received]
-        for work in works:
-            if work is not None:
-                work.wait()
+        self._broadcast(received)
         wait_for_kernels(received)
         if call.path:
             _write_file(call, received, self._writer)
@@ -67,6 +67,8 @@ def join_group(call: JoinGroup, writer: FileWriter) -> Group:
     device = torch.device("cpu") if call.device is None else torch.device("cuda", call.device)
     if call.device is not None:
         torch.cuda.set_device(device)
+    if call.backend == VLLM:
+        return Group(join_vllm(call).broadcast, device, writer)
     timeout = timedelta(seconds=call.timeout_s)
     address = f"[{call.master_address}]" if ":" in call.master_address else call.master_address
     url = f"tcp://{address}:{call.master_port}"
@@ -82,7 +84,17 @@ def join_group(call: JoinGroup, writer: FileWriter) -> Group:
         timeout=timeout,
     )
     c10d._world.pg_group_ranks[group] = {i: i for i in range(size)}
-    return Group(group, device, writer)
+    return Group(partial(_broadcast, group), device, writer)
+
+
+def _broadcast(group: dist.ProcessGroup, tensors: Sequence[torch.Tensor]) -> None:
+    """In host memory one after the other, on a GPU enqueued together."""
+    works = []
+    for tensor in tensors:
+        works.append(dist.broadcast(tensor, group_src=0, group=group, async_op=tensor.is_cuda))
+    for work in works:
+        if work is not None:
+            work.wait()
 
 
 def copy_from_gpu(call: CopyFromGpu, writer: FileWriter) -> None:

@@ -11,8 +11,9 @@ from api_under_test import Api, api, until
 from loop_engines import VOCAB_SIZE, LoopEngine, expected, loop_engines, prompt_of
 
 from headwater.devices.safetensors_header import ITEM_BYTES, build_header
+from headwater.http_api.control.vllm import transfer_routes
 from headwater.http_api.control.vllm.rpc_routes import METHODS
-from headwater.messages.receiving import ReceiveBucket
+from headwater.messages.receiving import VLLM, ReceiveBucket
 from headwater.simulation.fakes.canary import expected_tokens
 from headwater.transports.receivers import GroupSpec, ReceiverFailed
 
@@ -103,6 +104,15 @@ async def test_the_calls_of_trl(engine: LoopEngine) -> None:
             answer = await generate(server, step)
             assert answer["output_ids"] == expected_tokens(prompt_of(step), 4, VOCAB_SIZE, done["weights_id"])
             assert answer["meta_info"]["weight_version"] == str(step)
+
+
+async def test_on_gpus_the_ranks_meet_as_vllms_do(engine: LoopEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By PyTorch's own way of NCCL, the trainer and the server would wait for each other until their deadlines."""
+    monkeypatch.setattr(transfer_routes, "backend_of", lambda _: "nccl")
+    async with api(engine) as server:
+        groups = with_groups(server)
+        await ok(server, "/init_weight_transfer_engine", {"init_info": GROUP | {"packed": True}})
+        assert (groups.joined[0].backend, groups.joined[0].rank_offset, groups.joined[0].num_members) == (VLLM, 1, 1)
 
 
 async def test_ranks_of_all_engines(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Body, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from headwater.generation.errors import ApiError, bad_request
+from headwater.generation.errors import bad_request
 from headwater.http_api.auth import control_router
 from headwater.http_api.control.vllm.schemas import (
     PIECE_BYTES,
@@ -21,6 +21,7 @@ from headwater.http_api.control.weights.group_routes import num_ranks, receive_b
 from headwater.http_api.control.weights.routes import begin_weight_update, end_weight_update
 from headwater.http_api.control.weights.schemas import BeginUpdate, EndUpdate, InitGroup, WeightsFromDistributed
 from headwater.http_api.services import InjectedServices, Services
+from headwater.messages.receiving import VLLM
 from headwater.transports.receivers import has_torch
 
 GROUP = "vllm"
@@ -57,14 +58,11 @@ async def get_world_size(
 async def init_weight_transfer_engine(body: Annotated[InitEngine, Body()], services: InjectedServices) -> Response:
     """Like /init_weights_update_group; a group that an earlier trainer has left behind is replaced.
 
-    On a CPU the group is one of PyTorch's over gloo, named `vllm`. An update that the earlier trainer began here is
-    given up.
+    On GPUs the server speaks vLLM's own communicator, over NCCL. On a CPU the group is one of PyTorch's over gloo,
+    named `vllm`. An update that the earlier trainer began here is given up.
     """
     services.require_loaded()
     engine, info = services.transfer_engine, body.init_info
-    if backend_of(services) == "nccl":
-        text = "vLLM's own communicator is not spoken here: use /init_weights_update_group with backend nccl"
-        return refusal(ApiError(501, f"/init_weight_transfer_engine: {text}", code="not_built"))
     await services.weights.groups.destroy(GROUP)
     if engine.bracket_id is not None:
         services.weights.abort_if_open(engine.bracket_id)
@@ -78,7 +76,7 @@ async def init_weight_transfer_engine(body: Annotated[InitEngine, Body()], servi
         backend="gloo",
         timeout=body.timeout,
     )
-    return await server_joins(group, services)
+    return await server_joins(group, services, backend=VLLM if backend_of(services) == "nccl" else None)
 
 
 @router.post("/start_weight_update", summary="Begin an update (vLLM's name)")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 from typing import Annotated
 
@@ -36,11 +37,12 @@ async def init_weights_update_group(body: Annotated[InitGroup, Body()], services
     return await server_joins(body, services)
 
 
-async def server_joins(body: InitGroup, services: Services) -> Response:
-    """Become members of the group; the answer of the call."""
+async def server_joins(body: InitGroup, services: Services, *, backend: str | None = None) -> Response:
+    """Become members of the group; the answer of the call. `backend`: in place of the body's."""
     try:
         timeout_s = services.control_timeout_s(body.timeout, default_s=INIT_TIMEOUT_S)
         spec = _spec(body, services)
+        spec = spec if backend is None else dataclasses.replace(spec, backend=backend)
         await services.weights.groups.join(spec, timeout_s=timeout_s)
     except ApiError as error:
         return refusal(error)

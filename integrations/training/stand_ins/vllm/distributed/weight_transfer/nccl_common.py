@@ -1,11 +1,18 @@
-"""The group of a trainer and a server, made with torch.distributed over gloo instead of NCCL."""
+"""The group of a trainer and a server: on a CPU by torch.distributed over gloo, on GPUs by NCCL as vLLM's ranks meet.
 
+The server finds the pickle of NCCL's id, a ctypes structure, in a TCPStore that the trainer listens with. All ranks
+then add up one number.
+"""
+
+import ctypes
+import pickle
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.cuda import nccl
 from torch.distributed import distributed_c10d as c10d
 
 NAME = "vllm"  # as the server names it (/init_weight_transfer_engine)
@@ -23,8 +30,35 @@ class Communicator:
         dist.broadcast(tensor, group_src=src, group=self._process_group)
 
 
-def trainer_init(init_info: dict[str, Any]) -> Communicator:
+class ncclUniqueId(ctypes.Structure):
+    """By vLLM's name, which the pickle has."""
+
+    _fields_ = (("internal", ctypes.c_byte * 128),)
+
+
+class NcclCommunicator:
+    """The trainer's end on the current GPU."""
+
+    def __init__(self, init_info: dict[str, Any]) -> None:
+        host, port, size = (init_info[key] for key in ("master_address", "master_port", "world_size"))
+        store = dist.TCPStore(host, port, size, is_master=True, timeout=TIMEOUT, use_libuv=False)
+        unique_id = nccl.unique_id()
+        store.set("broadcast_from/0/0", pickle.dumps(ncclUniqueId.from_buffer_copy(unique_id)))
+        self._communicator = nccl.init_rank(size, unique_id, 0)
+        sums = torch.zeros(1, device="cuda")
+        nccl.all_reduce([sums], comms=[self._communicator])
+        torch.cuda.current_stream().synchronize()
+        self.group = SimpleNamespace(store=store, socket=None)
+
+    def broadcast(self, tensor: torch.Tensor, src: int) -> None:
+        assert src == 0, "the trainer is rank 0"
+        nccl.broadcast([tensor], comms=[self._communicator])
+
+
+def trainer_init(init_info: dict[str, Any]) -> Communicator | NcclCommunicator:
     """Become rank 0. Returns when the server's ranks are there."""
+    if torch.cuda.is_available():
+        return NcclCommunicator(init_info)
     url = f"tcp://{init_info['master_address']}:{init_info['master_port']}"
     store, rank, size = next(c10d.rendezvous(url, 0, init_info["world_size"], timeout=TIMEOUT))
     store.set_timeout(TIMEOUT)
