@@ -52,6 +52,8 @@ class FakeGroups:
         if bucket.path:
             Path(bucket.path).write_bytes(header + bytes(sum(sizes)))  # noqa: ASYNC240
 
+    async def drop_from_gpu(self) -> None: ...
+
     async def close(self) -> None: ...
 
 
@@ -113,6 +115,16 @@ async def test_on_gpus_the_ranks_meet_as_vllms_do(engine: LoopEngine, monkeypatc
         groups = with_groups(server)
         await ok(server, "/init_weight_transfer_engine", {"init_info": GROUP | {"packed": True}})
         assert (groups.joined[0].backend, groups.joined[0].rank_offset, groups.joined[0].num_members) == (VLLM, 1, 1)
+
+
+async def test_tensors_stay_on_a_gpu_only_beside_the_room_for_the_engines_own_copy(engine: LoopEngine) -> None:
+    """The receiving process compares with what is free: all of the model, in the format in which it is computed."""
+    for stages, spare_bytes in ((True, 3 * 4 + (1 << 30)), (False, -1)):
+        async with api(engine, stages_on_gpu=stages) as server:
+            groups = with_groups(server)
+            await ok(server, "/init_weight_transfer_engine", {"init_info": GROUP})
+            await ok(server, "/update_weights", {"update_info": TENSORS})
+            assert groups.received[-1].spare_bytes == spare_bytes
 
 
 async def test_ranks_of_all_engines(tmp_path: Path) -> None:
