@@ -12,6 +12,7 @@ from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.program import StepArrays
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.float8 import from_float8, to_float8
+from headwater.devices.cuda.kernels.rows import Scales, Unscaled
 from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.torch_tensors import to_host
 from headwater.devices.device import AttentionGeometry, RotaryAngles
@@ -81,6 +82,7 @@ class Setting:
         sizes = [num * head_dim if self.geometry.norms_whole else head_dim for num in (num_heads, num_kv_heads)]
         norm = [1 - self.geometry.norm_offset + 0.3 * self.random(size) for size in sizes]
         self.norms = [it.to(dtype) for it in norm] if has_norm else [None, None]
+        self.scales: Scales | None = None  # what decodes on a GPU are still to be multiplied by
         self.sinks = 2 * self.random(num_heads).to(dtype) if self.geometry.has_sinks else None
 
     def random(self, *shape: int) -> torch.Tensor:
@@ -174,7 +176,11 @@ class Setting:
             decodes = DecodeInputs(slots, rotary=rotary)
             decodes.stage(plan.slots, plan.num_computed)
             attention = device.plan_attention(self.geometry, decodes.batch(plan.num_rows), kv=kv)
-            return attention(qkv, layer, *norms)
+            if self.scales is None:
+                return attention(qkv, layer, *norms)
+            scales = Scales(self.scales.of_rows.to(place), self.scales.of_columns.to(place))
+            product = (qkv.float() / scales.of_rows[:, None] / scales.of_columns).to(qkv.dtype)
+            return attention(Unscaled(product, scales), layer, *norms)
 
         def forward(inputs: MixedInputs) -> torch.Tensor:
             return device.plan_attention(self.geometry, inputs.batch, kv=kv)(qkv, layer, *norms)

@@ -13,6 +13,7 @@ from attention_setting import FEW_OF_EACH, MIXES, Setting
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.kernel_library import usable_kernels
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.rows import Scales
 from headwater.devices.device import AttentionGeometry, Device, LayerAttention
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,17 @@ def test_attention_is_causal_softmax_over_the_pages(built: Built, mix: str, page
     setting = Setting(MIXES[mix], dtype=dtype, page_size=page_size)
     found = setting.run(device, layer=1)
     torch.testing.assert_close(found.float(), setting.expected(1), rtol=0, atol=_tolerance(dtype))
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_decodes_scale_what_float8_layers_leave_unscaled(built: Built, has_norm: bool) -> None:
+    device, dtype = built
+    if not isinstance(device, CudaDevice):
+        pytest.skip("no layer leaves anything unscaled on a CPU")
+    setting = Setting(MIXES["decodes"], dtype=dtype, has_norm=has_norm)
+    setting.scales = Scales(setting.random(5).exp(), setting.random(setting.qkv.shape[1]).exp())
+    found = setting.run(device, layer=1)
+    torch.testing.assert_close(found.float(), setting.expected(1), rtol=0, atol=2 * _tolerance(dtype))
 
 
 @pytest.mark.parametrize("page_size", [16, 5])

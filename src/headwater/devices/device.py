@@ -19,6 +19,9 @@ from headwater.devices.rank_group import RankGroup
 from headwater.devices.scaled_tensor import ScaledTensor
 
 Array = Any  # a device's own array: shared code passes it on, and does not look into it
+# a device's own Linear, GatedLinear, Experts or StepAttention. A `reader` alone reads a result (Experts: besides their
+# router), before anything else is computed; it may get the result in a form that only the two know.
+Layer = Any
 
 
 class Linear(Protocol):
@@ -27,8 +30,8 @@ class Linear(Protocol):
     in_features: int
     out_features: int
 
-    def __call__(self, x: Array) -> Array:
-        """[T, in] -> [T, out]."""
+    def __call__(self, x: Array, *, reader: Layer | None = None) -> Array:
+        """[T, in] -> [T, out], for `reader`."""
         ...
 
     def add_to(self, residual: Array, x: Array) -> None:
@@ -63,8 +66,8 @@ SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702
 class GatedLinear(Protocol):
     """y = activation(x Wg^T + bg) * (x Wu^T + bu): the first half of a gated MLP (arXiv 2002.05202)."""
 
-    def __call__(self, x: Array) -> Array:
-        """[T, in] -> [T, out]."""
+    def __call__(self, x: Array, *, reader: Layer | None = None) -> Array:
+        """[T, in] -> [T, out], for `reader`."""
         ...
 
     def unpack(self) -> Sequence[tuple[Array, Array | None]]:
@@ -301,9 +304,30 @@ class ModelDevice(Protocol):
         ...
 
     def rms_norm(
-        self, residual: Array, weight: Array, eps: float, *, offset: float = 0.0, scale: float = 1.0
+        self,
+        residual: Array,
+        weight: Array,
+        eps: float,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+        reader: Layer | None = None,
     ) -> Array:
         """float32[T, features] -> [T, features] (arXiv 1910.07467), times (`weight` + `offset`) times `scale`."""
+        ...
+
+    def add_and_norm(
+        self,
+        block: Layer,
+        residual: Array,
+        inputs: Sequence[Array],
+        weight: Array,
+        eps: float,
+        *,
+        offset: float = 0.0,
+        reader: Layer | None = None,
+    ) -> Array:
+        """block.add_to(residual, *inputs) of Linear or Experts, then `rms_norm` of the residual."""
         ...
 
     def add_rms_norm(self, residual: Array, x: Array, weight: Array, eps: float, *, offset: float = 0.0) -> None:

@@ -12,6 +12,7 @@ from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.external_attention import MAX_GATHERED_BYTES
 from headwater.devices.cuda.host_memory import PinnedHostMemory, register_with_driver, unregister_with_driver
 from headwater.devices.cuda.page_copies import CudaPageCopier
+from headwater.devices.cuda.products.coded_linear import CodedLinear
 from headwater.devices.cuda.torch_tensors import torch_dtype
 from headwater.devices.kv_memory import KVLayout
 from headwater.devices.number_formats import STORAGE_TYPES
@@ -73,7 +74,8 @@ class CudaPlacement:
             if not args.deterministic:  # else steps of decodes are steps with prompts
                 largest = min(args.cuda_graph_max_bs or args.max_running_requests, args.max_running_requests)
             num_weights = loaded.weights_bytes // STORAGE_TYPES[loaded.dtype].itemsize
-            max_tokens = launch_bound_tokens(int(num_weights * loaded.config.active_share))
+            is_coded = isinstance(loaded.model.layers[0].o, CodedLinear)
+            max_tokens = launch_bound_tokens(int(num_weights * loaded.config.active_share), is_coded=is_coded)
         return GpuRunner(
             loaded,
             self.device,

@@ -17,7 +17,9 @@ from headwater.devices.adapters import StepAdapters
 from headwater.devices.device import (
     Array,
     AttentionGeometry,
+    Experts,
     GatedLinear,
+    Layer,
     LayerAttention,
     Linear,
     ModelDevice,
@@ -40,6 +42,18 @@ class DecoderLayer:
     sinks: Array | None
     o: Linear
     mlp: Mlp
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What reads the residual stream next: its norm, and the layer that alone reads the result, if there is one.
+
+    `like` is a parameter, where the block has no norm before it.
+    """
+
+    norm: Array | None
+    like: Array | None
+    layer: Layer | None
 
 
 class DecoderModel:
@@ -105,33 +119,63 @@ class DecoderModel:
         first_token = None if self.share.size == 1 else self.share.tokens(config).start
         scale = config.embedding_scale / config.residual_scale
         residual = device.all_reduce(self.embedding.embed(token_ids, first_token=first_token, scale=scale))
+        is_plain = adapters is not None  # they read what the layers read
+        x = self._input(residual, self._attention_reader(0, is_plain))
         for index, layer in enumerate(self.layers):
-            norms = layer.norms
-            before_mlp, after_mlp = norms.get(config.norms.before_mlp), norms.get(config.norms.after_mlp)
-            after_attention = norms.get(config.norms.after_attention)
-            x = self._input(residual, norms.get(config.norms.before_attention), like=after_attention)
+            after_attention, after_mlp = (
+                layer.norms.get(name) for name in (config.norms.after_attention, config.norms.after_mlp)
+            )
             if adapters is None:
-                qkv = layer.qkv(x)
+                qkv = layer.qkv(x, reader=attention)
             else:
                 adapters.begin("qkv", index, x)
                 qkv = layer.qkv(x)
                 adapters.add("qkv", index, x, qkv)
             x = attention(qkv, index, layer.q_norm, layer.k_norm, layer.sinks)
-            self._add("o", index, layer.o, residual=residual, x=x, adapters=adapters, norm=after_attention)
-            x = self._input(residual, before_mlp, like=after_mlp)
+            to = self._mlp_reader(layer, is_plain)
+            x = self._add("o", index, layer.o, residual=residual, x=x, adapters=adapters, norm=after_attention, to=to)
+            to = self._attention_reader(index + 1, is_plain)
             if isinstance(layer.mlp, ExpertsMlp):
-                self._add_experts(layer.mlp, residual, x, norm=after_mlp)
+                x = self._add_experts(layer.mlp, residual, x, norm=after_mlp, to=to)
                 continue
-            gate_up = layer.mlp.gate_up
-            x = gate_up(x) if adapters is None else adapters.gated(index, gate_up, x)
-            self._add("down", index, layer.mlp.down, residual=residual, x=x, adapters=adapters, norm=after_mlp)
+            gate_up, down = layer.mlp.gate_up, layer.mlp.down
+            x = gate_up(x, reader=down) if adapters is None else adapters.gated(index, gate_up, x)
+            x = self._add("down", index, down, residual=residual, x=x, adapters=adapters, norm=after_mlp, to=to)
         return residual
 
-    def _input(self, residual: Array, norm: Array | None, *, like: Array | None) -> Array:
-        """What a block reads of the residual stream. `like` is a parameter, where the block has no norm before it."""
-        if norm is None:
-            return self._device.without_norm(residual, like)
-        return self._device.rms_norm(residual, norm, self._eps, offset=self.config.norm_offset)
+    def _attention_reader(self, index: int, is_plain: bool) -> _Reader | None:
+        """None behind the last layer. `is_plain`: the layer is not alone in reading."""
+        if index == len(self.layers):
+            return None
+        layer, names = self.layers[index], self.config.norms
+        norm, like = layer.norms.get(names.before_attention), layer.norms.get(names.after_attention)
+        return _Reader(norm, like, None if is_plain else layer.qkv)
+
+    def _mlp_reader(self, layer: DecoderLayer, is_plain: bool) -> _Reader:
+        names = self.config.norms
+        norm, like = layer.norms.get(names.before_mlp), layer.norms.get(names.after_mlp)
+        block = layer.mlp.experts if isinstance(layer.mlp, ExpertsMlp) else layer.mlp.gate_up
+        return _Reader(norm, like, None if is_plain else block)
+
+    def _input(self, residual: Array, to: _Reader | None) -> Array | None:
+        """What is read of the residual stream next."""
+        if to is None:
+            return None
+        if to.norm is None:
+            return self._device.without_norm(residual, to.like)
+        return self._device.rms_norm(residual, to.norm, self._eps, offset=self.config.norm_offset, reader=to.layer)
+
+    def _add_block(
+        self, block: Linear | Experts, residual: Array, inputs: Sequence[Array], to: _Reader | None
+    ) -> Array | None:
+        """Add a block's whole result to the residual. Returns what is read of it next."""
+        if to is None or to.norm is None:
+            block.add_to(residual, *inputs)
+            return self._input(residual, to)
+        offset = self.config.norm_offset
+        return self._device.add_and_norm(
+            block, residual, inputs, to.norm, self._eps, offset=offset, reader=to.layer
+        )
 
     def _add_normed(self, residual: Array, y: Array, norm: Array) -> None:
         """Add a block's result, of which the ranks have a part of the sum, behind its own norm."""
@@ -140,14 +184,17 @@ class DecoderModel:
             residual, self._device.all_reduce(y), norm, config.norm_eps, offset=config.norm_offset
         )
 
-    def _add_experts(self, mlp: ExpertsMlp, residual: Array, x: Array, *, norm: Array | None) -> None:
+    def _add_experts(
+        self, mlp: ExpertsMlp, residual: Array, x: Array, *, norm: Array | None, to: _Reader | None
+    ) -> Array | None:
         """Adapters of experts are refused when they are loaded."""
         if norm is not None:
             self._add_normed(residual, mlp(x), norm)
         elif self.share.size == 1:
-            mlp.add_to(residual, x)
+            return self._add_block(mlp.experts, residual, mlp.inputs(x), to)
         else:
             self._device.add_reduced(residual, mlp(x))
+        return self._input(residual, to)
 
     def _add(
         self,
@@ -159,18 +206,20 @@ class DecoderModel:
         x: Array,
         adapters: StepAdapters | None,
         norm: Array | None,
-    ) -> None:
+        to: _Reader | None,
+    ) -> Array | None:
         """Add a product whose inputs the ranks share to the residual, and the product of the adapters.
 
-        `norm`: of the sum of both, before it is added.
+        `norm`: of the sum of both, before it is added. Returns what is read of the residual next.
         """
         if adapters is not None:
             adapters.begin(site, index, x)
         if self.share.size == 1 and norm is None:
+            if adapters is None:
+                return self._add_block(linear, residual, (x,), to)
             linear.add_to(residual, x)
-            if adapters is not None:
-                adapters.add(site, index, x, residual)
-            return
+            adapters.add(site, index, x, residual)
+            return self._input(residual, to)
         y = linear(x)
         if adapters is not None:
             adapters.add(site, index, x, y)  # its part of the sum over the ranks, as the model's own
@@ -178,6 +227,7 @@ class DecoderModel:
             self._device.add_reduced(residual, y)
         else:
             self._add_normed(residual, y, norm)
+        return self._input(residual, to)
 
     def last_norm(self, hidden: Array) -> Array:
         """The norm behind the last layer: what the head reads, and what embeddings are pooled from."""

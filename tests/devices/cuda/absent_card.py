@@ -20,16 +20,20 @@ from headwater.devices.adapters import AdapterShape
 from headwater.devices.cuda.adapters import CudaAdapters
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.coded.tiles import tiles
+from headwater.devices.cuda.kernels.experts.grouped import sum_by_weight
+from headwater.devices.cuda.kernels.experts.ordered import order_rows
+from headwater.devices.cuda.kernels.experts.route import Counts, route
 from headwater.devices.cuda.kernels.fixed import fixed_logsumexp
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.head_copy import copy_heads
 from headwater.devices.cuda.kernels.one_shot import OneShotBuffers, one_shot_all_reduce
 from headwater.devices.cuda.kernels.page_copy import copy_pages
+from headwater.devices.cuda.kernels.rounded import activate_round, add_and_norm, round_tokens
+from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.cuda.products.coded_matrix import place_codes
-from headwater.devices.cuda.products.scaled_product import round_tokens
 from headwater.devices.device import AttentionGeometry, LayerAttention, Routing
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.scaled_tensor import ScaledTensor
@@ -94,6 +98,8 @@ def layers() -> None:
         device.pack_linear([weight], [bias])(x)
         device.pack_linear([weight]).add_to(torch.zeros(num_tokens, 1024), x)
         device.pack_gated_linear(weight, weight)(x)
+        linear = device.pack_linear([weight])
+        linear(device.rms_norm(torch.zeros(num_tokens, 512), weight[0], 1e-6, reader=linear))
 
 
 def deterministic() -> None:
@@ -131,8 +137,15 @@ def coded() -> None:
             x = torch.zeros(num_tokens, 512, dtype=torch.bfloat16)
             device.pack_linear([matrix]).add_to(torch.zeros(num_tokens, 256), x)
         device.pack_linear([matrix]).embed(torch.zeros(3, dtype=torch.int32))
+        gated = device.pack_gated_linear(matrix, matrix)
+        gated(device.rms_norm(torch.zeros(1, 512), torch.zeros(512, dtype=torch.bfloat16), 1e-6, reader=gated))
     for group in (512, 128):
-        codes, scales = round_tokens(torch.zeros(3, 512, dtype=torch.bfloat16), group)
+        rounded = round_tokens(torch.zeros(3, 512, dtype=torch.bfloat16), group)
+        codes, scales = rounded.codes, rounded.scales
+        gates = torch.zeros(3, 1024, dtype=torch.bfloat16)
+        activate_round(gates, "silu", group=group)
+        for parts in (None, Parts(gates.view(2, 3, 512)), Parts(torch.zeros(4, 3, 512), bias=gates[0, :512])):
+            add_and_norm(parts, torch.zeros(3, 512), gates[0, :512], 1e-6, group=group)
         numbers = np.ones((2, 512 // group), np.float32)
         tensor = ScaledTensor("float8_e4m3fn", (256, 512), np.zeros((256, 512), np.uint8), numbers, tile=(128, group))
         matrix = place_codes(tensor, torch.device("cpu"))
@@ -165,6 +178,7 @@ def experts() -> None:
                 x, logits = torch.zeros(num_tokens, 512, dtype=dtype), torch.zeros(num_tokens, 8)
                 layer(x, logits)
                 layer.add_to(torch.zeros(num_tokens, 512), x, logits)
+                layer(device.rms_norm(torch.zeros(num_tokens, 512), gate[0], 1e-6, reader=layer), logits)
             biases = [(gate[:, 0], gate[:, 0], down[:, 0])] * 8
             layer = device.pack_experts(
                 [(gate, gate, down)] * 8, num_experts=8, routing=routing, biases=biases, activation="clamped_swiglu"
@@ -178,6 +192,16 @@ def experts() -> None:
                 x, logits = torch.zeros(num_tokens, 512, dtype=dtype), torch.zeros(num_tokens, 8)
                 layer(x, logits)
                 fp4_layer(x, logits)
+
+
+def rows_in_order() -> None:
+    """What goes around a library's products of experts, which no absent card has."""
+    counts = Counts.empty(300, 8, per_token=2, device=torch.device("cpu"))
+    chosen, weights = route(torch.zeros(300, 8), per_token=2, renormalises=True, counts=counts)
+    ordered = order_rows(torch.zeros(300, 512, dtype=torch.bfloat16), chosen, counts)
+    parts = Parts(ordered.rows, weights=weights, places=ordered.places)
+    sum_by_weight(parts, torch.zeros(300, 512), adds=True)
+    add_and_norm(parts, torch.zeros(300, 512), ordered.rows[0], 1e-6)
 
 
 def mxfp4(num_rows: int, width: int) -> HostTensor:
@@ -224,6 +248,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "deterministic": deterministic,
     "adapters": adapters,
     "experts": experts,
+    "experts in order": rows_in_order,
     "sampling": sampling,
     "ranks": sums_over_ranks,
 }

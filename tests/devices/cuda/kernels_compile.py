@@ -33,7 +33,7 @@ KERNELS = {
     "layers": {"_norm_kernel", "_activate_mul_kernel", "_skinny_kernel"},
     "coded": {
         "_one_token_kernel", "_tiles_kernel", "_group_sums_kernel", "_add_splits_kernel", "_numbers_kernel",
-        "_round_kernel",
+        "_round_kernel", "_one_float8_kernel", "_activate_round_kernel", "_add_norm_kernel",
     },
     "deterministic": {
         "_write_entries_kernel", "_write_kernel", "_prefill_kernel", "_linear_kernel", "_activate_mul_kernel",
@@ -42,7 +42,9 @@ KERNELS = {
     "adapters": {"_plan_kernel", "_shrink_kernel", "_expand_kernel"},
     "experts": {
         "_few_gated_kernel", "_few_sums_kernel", "_route_kernel", "_plan_kernel", "_grouped_kernel", "_sum_kernel",
+        "_norm_kernel",
     },
+    "experts in order": {"_route_kernel", "_order_kernel", "_sum_kernel", "_add_norm_kernel"},
     "sampling": {
         "_greedy_kernel", "_allowed_kernel", "_draw_kernel", "_write_entries_kernel", "_copy_pages", "_copy_heads",
     },

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.kernels.coded.tiles import tiles
+from headwater.devices.cuda.kernels.rounded import round_tokens
 from headwater.devices.cuda.products.coded_matrix import (
     CodedMatrix,
     can_hold,
@@ -19,7 +20,7 @@ from headwater.devices.cuda.products.coded_matrix import (
     to_words,
 )
 from headwater.devices.cuda.products.gguf_codes import GGUF_FORMATS
-from headwater.devices.cuda.products.scaled_product import round_tokens, scaled_product, suits_scaled_product
+from headwater.devices.cuda.products.scaled_product import scaled_product, suits_scaled_product
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.number_formats import narrow
 from headwater.devices.scaled_tensor import ScaledTensor
@@ -101,7 +102,7 @@ def test_products(form: str, width: int, tile: tuple, has_offsets: bool, num_tok
     for dtype in (torch.float16, torch.bfloat16) if x.is_cuda else (torch.float16,):  # interpreted: no bfloat16
         half = x.to(dtype)
         wanted = F.linear(half.float(), weight)
-        if num_tokens > 1 and suits_scaled_product(half, matrix):  # tokens are rounded to 3 bits
+        if suits_scaled_product(half, matrix, num_tokens):  # tokens are rounded to 3 bits
             assert (short.logits(half) - wanted).norm() < 0.05 * wanted.norm()
         else:
             torch.testing.assert_close(short.logits(half), wanted, rtol=1e-2, atol=2e-2)
@@ -180,7 +181,8 @@ def test_products_in_float8_units() -> None:
     weight = torch.randn((32, 64), generator=torch.Generator().manual_seed(0)).to(PLACE)
     x = torch.randn((5, 64), generator=torch.Generator().manual_seed(1)).to(PLACE).to(torch.bfloat16)
     x[2] = 0
-    codes, scales = round_tokens(x, 64)
+    rounded = round_tokens(x, 64)
+    codes, scales = rounded.codes, rounded.scales
     wanted = (x.float() / scales).to(torch.float8_e4m3fn)
     has_carry = (wanted.view(torch.uint8) & 7) == 0  # Triton's interpreter loses the carry into the exponent
     assert ((codes.view(torch.uint8) == wanted.view(torch.uint8)) | has_carry).all()
@@ -188,7 +190,7 @@ def test_products_in_float8_units() -> None:
     matrix = round_to_float8(weight)
     expected = F.linear(codes.float() * scales, to_numbers(matrix, torch.float32))
     product = torch.zeros((5, 32), device=PLACE)
-    scaled_product(x, matrix, None, product, adds=False)
+    scaled_product(rounded, matrix, None, product, adds=False)
     torch.testing.assert_close(product, expected, rtol=1e-2, atol=5e-2)
 
 
@@ -201,7 +203,8 @@ def test_products_with_tokens_in_float8(group: int, num_tokens: int) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn((num_tokens, 384), generator=generator).to(PLACE).to(torch.bfloat16)
     bias = torch.randn(48, generator=generator).to(PLACE)
-    codes, scales = round_tokens(x, group)
+    found = round_tokens(x, group)
+    codes, scales = found.codes, found.scales
     rounded = codes.float() * scales.repeat_interleave(group, dim=1)[:, :384]
     expected = F.linear(rounded, to_numbers(matrix, torch.float32), bias)
     residual = torch.randn((num_tokens, 48), generator=generator).to(PLACE)

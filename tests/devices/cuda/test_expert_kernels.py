@@ -12,6 +12,7 @@ from headwater.devices.cuda import experts as cuda_experts
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels.experts import grouped
 from headwater.devices.cuda.kernels.experts.route import route
+from headwater.devices.cuda.kernels.rows import UnnormedRows
 from headwater.devices.device import Activation, Experts, Routing
 from headwater.devices.host_tensor import HostTensor
 from interpreted_triton import exact_dots
@@ -105,6 +106,51 @@ def test_a_token_goes_through_its_experts(rows: int, renormalises: bool, dtype: 
     total = residual.clone()
     layer.add_to(total, x, logits)
     assert_close(total - residual, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 4, 30])
+def test_norms_and_sums_around_experts(rows: int, dtype: torch.dtype) -> None:
+    """Experts norm the residual along with their products, and their sum is made with the norm of the next layer."""
+    device, experts = CudaDevice(PLACE), experts_of(dtype=dtype)
+    layer = pack(experts)
+    norm, residual = torch.rand(HIDDEN, device=PLACE).to(dtype), torch.randn(rows, HIDDEN, device=PLACE)
+    _, logits = inputs(rows)
+    plain = device.rms_norm(residual, norm, 1e-5, offset=0.5)
+    expected = defined(plain, logits, experts, per_token=PER_TOKEN, renormalises=True)
+    x = device.rms_norm(residual, norm, 1e-5, offset=0.5, reader=layer)  # type: ignore[arg-type]
+    assert isinstance(x, UnnormedRows) == (rows <= 4)
+    assert_close(layer(x, logits), expected, dtype)
+    total = residual.clone()
+    found = device.add_and_norm(layer, total, (x, logits), norm, 1e-5)  # type: ignore[arg-type]
+    assert_close(total - residual, expected, dtype)
+    torch.testing.assert_close(found, device.rms_norm(total, norm, 1e-5), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("favourite", [None, NUM_EXPERTS - 1])
+def test_rows_in_order_go_through_a_librarys_products(
+    favourite: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as tiles give; experts without rows, and one that all tokens choose."""
+    if dtype == torch.float32 and IS_GPU:
+        pytest.skip("the library multiplies bfloat16")
+    experts = experts_of(dtype=dtype)
+    layer = pack(experts)
+    x, logits = inputs(50, dtype=dtype)
+    logits[:, 1] = -100
+    if favourite is not None:
+        logits[:, favourite] = 100
+    expected = defined(x, logits, experts, per_token=PER_TOKEN, renormalises=True)
+    called = []
+    monkeypatch.setattr(cuda_experts, "suits_ordered", lambda num_rows, *_, **__: called.append(num_rows) or True)
+    assert_close(layer(x, logits), expected, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    assert called == [50 * PER_TOKEN]
+    total = torch.zeros(50, HIDDEN, device=PLACE)
+    norm = torch.ones(HIDDEN, device=PLACE, dtype=dtype)
+    found = CudaDevice(PLACE).add_and_norm(layer, total, (x, logits), norm, 1e-5)  # type: ignore[arg-type]
+    assert_close(total, expected, dtype)
+    torch.testing.assert_close(found, CudaDevice(PLACE).rms_norm(total, norm, 1e-5), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -30,6 +30,7 @@ from headwater.devices.device import (
     ExpertBiases,
     Experts,
     GatedLinear,
+    Layer,
     Linear,
     RotaryAngles,
     Routing,
@@ -179,9 +180,30 @@ class CpuDevice:
         return None if self._library is None else PackedCache(folder, max_bytes=max_bytes, library=self._library)
 
     def rms_norm(
-        self, residual: Array, weight: HostTensor, eps: float, *, offset: float = 0.0, scale: float = 1.0
+        self,
+        residual: Array,
+        weight: HostTensor,
+        eps: float,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+        reader: Layer | None = None,
     ) -> Array:
         return rms_norm(residual, weight, eps, offset=offset, scale=scale)
+
+    def add_and_norm(
+        self,
+        block: Layer,
+        residual: Array,
+        inputs: Sequence[Array],
+        weight: HostTensor,
+        eps: float,
+        *,
+        offset: float = 0.0,
+        reader: Layer | None = None,
+    ) -> Array:
+        block.add_to(residual, *inputs)
+        return rms_norm(residual, weight, eps, offset=offset)
 
     def add_rms_norm(
         self, residual: Array, x: Array, weight: HostTensor, eps: float, *, offset: float = 0.0

@@ -24,7 +24,7 @@ from headwater.devices.cpu.packed_weights import (
     unpack,
 )
 from headwater.devices.cpu.program import Array, Columns, Op, TokenIds
-from headwater.devices.device import ACTIVATIONS, Activation
+from headwater.devices.device import ACTIVATIONS, Activation, Layer
 from headwater.devices.host_tensor import HostTensor, joined_rows
 
 Part = tuple[HostTensor, HostTensor | None]
@@ -69,7 +69,7 @@ class PackedLinear:
         packed = [_pack(library, group, num_threads) for group in groups]
         return cls(library, packed, rows=[RowsForm.of(*part) for part in parts])
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, reader: Layer | None = None) -> Array:
         y = x.program.array(x.rows, self.out_features)
         self._record(x, y, Mode.STORE)
         return y
@@ -152,7 +152,7 @@ class PackedGatedLinear:
         packed = pack_gated(library, [gate, up], biases, threads=num_threads)
         return cls(library, packed, rows=rows, activation=activation, is_fused=is_fused)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, reader: Layer | None = None) -> Array:
         (packed,) = self.packed
         y = x.program.array(x.rows, packed.out_features)
         activations = _Activations(self._library, x).for_format(packed.format)

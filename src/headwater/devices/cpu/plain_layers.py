@@ -13,7 +13,7 @@ from headwater.devices.cpu.plain.linear import gated as activated
 from headwater.devices.cpu.plain.linear import linear
 from headwater.devices.cpu.plain.norm import Floats
 from headwater.devices.cpu.program import Array, Plain, StepArrays, TokenIds
-from headwater.devices.device import Activation
+from headwater.devices.device import Activation, Layer
 from headwater.devices.host_tensor import HostTensor, joined_rows
 
 Part = tuple[HostTensor, HostTensor | None]  # weight [out, in] and bias [out]
@@ -29,7 +29,7 @@ class PlainLinear:
         self.out_features = sum(weight.shape[0] for weight in weights)
         self.in_features = weights[0].shape[1]
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, reader: Layer | None = None) -> Array:
         y = x.program.array(x.rows, self.out_features)
         x.program.append("linear", None, {"x": x, "y": y}, plain=partial(_store, parts=self._parts))
         return y
@@ -61,7 +61,7 @@ class PlainGatedLinear:
         self.activation: Activation = activation
         self._is_fused = is_fused
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, reader: Layer | None = None) -> Array:
         y = x.program.array(x.rows, self._parts[0][0].shape[0])
         gated = partial(_gated, gate=self._parts[0], up=self._parts[1], activation=self.activation)
         x.program.append("linear", None, {"x": x, "y": y}, plain=gated)

@@ -11,6 +11,7 @@ from headwater.devices.cuda.kernels.gather import gather
 from headwater.devices.cuda.kernels.layers import norm_columns
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, prefill
 from headwater.devices.cuda.kernels.rotary import write_prompt_kv
+from headwater.devices.cuda.kernels.rows import Unscaled
 from headwater.devices.cuda.paged_batch import ExternalChunks, PagedBatch
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
@@ -42,15 +43,23 @@ class TritonStepAttention:
         self._external_attention = external_attention
         self._is_deterministic = is_deterministic
 
+    @property
+    def reads_unscaled(self) -> bool:
+        """Whether the kernels multiply queries, keys and values by the scales of their product: those of decodes do."""
+        return self._batch.chunks is None and not self._geometry.norms_whole
+
     def __call__(
         self,
-        qkv: torch.Tensor,
+        qkv: torch.Tensor | Unscaled,
         layer: int,
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         shape, batch, kv = self._geometry, self._batch, self._kv
+        scales = qkv.scales if isinstance(qkv, Unscaled) else None
+        qkv = qkv.product if isinstance(qkv, Unscaled) else qkv
+        assert scales is None or self.reads_unscaled
         if shape.norms_whole and q_norm is not None and k_norm is not None:
             q_size, kv_size = (num * shape.head_dim for num in (shape.num_heads, shape.num_kv_heads))
             norm_columns(qkv[:, :q_size], q_norm, shape.norm_eps, offset=shape.norm_offset)
@@ -70,6 +79,7 @@ class TritonStepAttention:
                 q_norm=q_norm,
                 k_norm=k_norm,
                 sinks=sinks,
+                scales=scales,
             )
         if batch.chunks is not None:
             assert self._prefill_scratch is not None

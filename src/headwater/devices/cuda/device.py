@@ -19,7 +19,7 @@ from headwater.devices.cuda.external_attention import (
     open_external_attention,
 )
 from headwater.devices.cuda.kernels.decode import DecodeScratch
-from headwater.devices.cuda.kernels.layers import add_rms_norm, rms_norm
+from headwater.devices.cuda.kernels.layers import add_rms_norm
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, queries_per_tile
 from headwater.devices.cuda.kv_memory import CudaKVMemory
 from headwater.devices.cuda.paged_batch import PagedBatch, RotaryTables
@@ -39,6 +39,7 @@ from headwater.devices.cuda.products.linear import CudaLinear
 from headwater.devices.cuda.products.mxfp4_matrix import MXFP4, Mxfp4Matrix, Stack, mxfp4_to_host, place_mxfp4
 from headwater.devices.cuda.products.placed import is_alike, tensors_of
 from headwater.devices.cuda.ranks.group import CudaRanks
+from headwater.devices.cuda.read_norm import add_and_read_norm, read_norm
 from headwater.devices.cuda.torch_tensors import open_shared, place_tensor, to_host, torch_dtype
 from headwater.devices.device import (
     Activation,
@@ -284,15 +285,9 @@ class CudaDevice:
             sin.append(found.sin() * angles.factor)
         return tuple(cos), tuple(sin)
 
-    def rms_norm(
-        self, residual: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float = 0.0, scale: float = 1.0
-    ) -> torch.Tensor:
-        return rms_norm(residual, weight, eps, offset=offset, scale=scale)
-
-    def add_rms_norm(
-        self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float = 0.0
-    ) -> None:
-        add_rms_norm(residual, x, weight, eps, offset=offset)
+    rms_norm = staticmethod(read_norm)
+    add_and_norm = staticmethod(add_and_read_norm)
+    add_rms_norm = staticmethod(add_rms_norm)
 
     def without_norm(self, residual: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return residual.to(like.dtype)

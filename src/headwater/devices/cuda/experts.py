@@ -7,8 +7,11 @@ import torch
 
 from headwater.devices.cuda.kernels.experts.few import MOST_TOKENS, few_gated_rows, few_sums
 from headwater.devices.cuda.kernels.experts.grouped import down_rows, gated_rows, sum_by_weight, tile_shape
-from headwater.devices.cuda.kernels.experts.route import route
-from headwater.devices.cuda.kernels.lora import plan_tiles
+from headwater.devices.cuda.kernels.experts.ordered import grouped_product, order_rows, suits_ordered
+from headwater.devices.cuda.kernels.experts.route import Counts, route
+from headwater.devices.cuda.kernels.layers import activate_mul
+from headwater.devices.cuda.kernels.lora import empty_plan, plan_tiles
+from headwater.devices.cuda.kernels.rows import Like, Parts, PlainRows, plain_rows
 from headwater.devices.cuda.products.mxfp4_matrix import MXFP4, Mxfp4Matrix, Stack
 from headwater.devices.device import Activation, ExpertBiases, Routing
 from headwater.devices.errors import MixedFormatsError
@@ -76,12 +79,12 @@ class CudaExperts:
             gate_up, down, routing=routing, is_deterministic=is_deterministic, biases=stacked, activation=activation
         )
 
-    def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        y = torch.empty_like(x)
+    def __call__(self, x: PlainRows, logits: torch.Tensor) -> torch.Tensor:
+        y = torch.empty((len(x), self._down.shape[1]), dtype=x.dtype, device=x.device)
         self._compute(x, logits, y, adds=False)
         return y
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor, logits: torch.Tensor) -> None:
+    def add_to(self, residual: torch.Tensor, x: PlainRows, logits: torch.Tensor) -> None:
         self._compute(x, logits, residual, adds=True)
 
     def matrix(self, expert: int, which: int) -> Stack:
@@ -93,9 +96,25 @@ class CudaExperts:
         inner = self._gate_up.shape[1] // 2
         return self._down_bias[expert] if which == 2 else self._gate_up_bias[expert, which * inner :][:inner]
 
-    def _compute(self, x: torch.Tensor, logits: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
+    def rounding(self, num_tokens: int, like: Like) -> None:
+        """Inputs are not read in float8."""
+
+    def norms(self, num_tokens: int) -> bool:
+        """Whether the norm of so many tokens is best computed along with the experts."""
+        return self._are_few(num_tokens)
+
+    def parts(self, x: PlainRows, logits: torch.Tensor) -> Parts | None:
+        """The sum by weight, still to be made; None where `add_to` makes it on the way."""
+        if self._are_few(len(x)):
+            return None
+        return self._rows(plain_rows(x), logits)
+
+    def _are_few(self, num_tokens: int) -> bool:
+        return num_tokens <= MOST_TOKENS and not self._is_deterministic
+
+    def _compute(self, x: PlainRows, logits: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
         routing = self._routing
-        if len(x) <= MOST_TOKENS and not self._is_deterministic:
+        if self._are_few(len(x)):
             inner, chosen = few_gated_rows(
                 x,
                 logits,
@@ -115,10 +134,20 @@ class CudaExperts:
                 bias=self._down_bias,
             )
             return
-        experts, weights = route(logits, per_token=routing.per_token, renormalises=routing.renormalises)
-        num_experts = self._down.shape[0]
-        shape = tile_shape(experts.numel(), num_experts, dtype=x.dtype, is_fixed=self._is_deterministic)
-        tiles = plan_tiles(experts.view(-1), num_slots=num_experts + 1, size=shape.rows)
+        sum_by_weight(self._rows(plain_rows(x), logits), y, adds=adds)
+
+    def _rows(self, x: torch.Tensor, logits: torch.Tensor) -> Parts:
+        """The results of each token's experts, and their weights."""
+        routing, gate_up, down = self._routing, self._gate_up, self._down
+        if isinstance(gate_up, torch.Tensor) and isinstance(down, torch.Tensor) and self._suits_ordered(x):
+            return self._ordered_rows(x, logits, gate_up, down)
+        num_experts, num_rows = down.shape[0], len(x) * routing.per_token
+        shape = tile_shape(num_rows, num_experts, dtype=x.dtype, is_fixed=self._is_deterministic)
+        plan = empty_plan(num_rows, num_slots=num_experts + 1, size=shape.rows, device=x.device)
+        experts, weights = route(
+            logits, per_token=routing.per_token, renormalises=routing.renormalises, clears=plan
+        )
+        tiles = plan_tiles(experts.view(-1), num_slots=num_experts + 1, size=shape.rows, found=plan)
         inner = gated_rows(
             x,
             self._gate_up,
@@ -128,7 +157,26 @@ class CudaExperts:
             bias=self._gate_up_bias,
             is_clamped=self._is_clamped,
         )
-        sum_by_weight(down_rows(inner, self._down, tiles, shape, bias=self._down_bias), weights, y, adds=adds)
+        return Parts(down_rows(inner, self._down, tiles, shape, bias=self._down_bias), weights=weights)
+
+    def _suits_ordered(self, x: torch.Tensor) -> bool:
+        if self._is_deterministic or self._is_clamped or self._gate_up_bias is not None:
+            return False
+        num_experts, width, inner = self._down.shape
+        return suits_ordered(len(x) * self._routing.per_token, num_experts, width=width, inner=inner, like=x)
+
+    def _ordered_rows(
+        self, x: torch.Tensor, logits: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+    ) -> Parts:
+        """By a library's products."""
+        routing, num_experts = self._routing, len(down)
+        counts = Counts.empty(len(x), num_experts, per_token=routing.per_token, device=x.device)
+        experts, weights = route(
+            logits, per_token=routing.per_token, renormalises=routing.renormalises, counts=counts
+        )
+        ordered = order_rows(x, experts, counts)
+        inner = activate_mul(grouped_product(ordered.rows, gate_up, ordered.ends), "silu")
+        return Parts(grouped_product(inner, down, ordered.ends), weights=weights, places=ordered.places)
 
 
 def _format_of(matrix: Stack) -> str:

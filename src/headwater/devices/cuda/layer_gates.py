@@ -50,6 +50,10 @@ class GatedAttention:
         self._attention = attention
         self._gates = gates
 
+    @property
+    def reads_unscaled(self) -> bool:
+        return False  # steps with prompts, whose keys and queries another kernel writes
+
     def __call__(
         self,
         qkv: torch.Tensor,

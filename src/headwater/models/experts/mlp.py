@@ -22,12 +22,13 @@ class ExpertsMlp:
     router: Linear
     experts: Experts
 
-    def add_to(self, residual: Array, x: Array) -> None:
-        self.experts.add_to(residual, x, self.router.logits(x))
+    def inputs(self, x: Array) -> tuple[Array, Array]:
+        """What the experts are called with."""
+        return x, self.router.logits(x)
 
     def __call__(self, x: Array) -> Array:
         """A rank's part of what is added to the residual."""
-        return self.experts(x, self.router.logits(x))
+        return self.experts(*self.inputs(x))
 
     def iter_named(self, config: ExpertsConfig, layer: int) -> Iterator[tuple[str, Array]]:
         """Every parameter under its checkpoint name, one matrix unpacked at a time."""

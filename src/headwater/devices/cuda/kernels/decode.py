@@ -19,6 +19,7 @@ import triton.language as tl
 
 from headwater.devices.cuda.kernels.float8 import head_exponent, load_exponents, power_of_two, split_pairs
 from headwater.devices.cuda.kernels.rotary import first_dims, normed, pairing_of, second_dims
+from headwater.devices.cuda.kernels.rows import Scales
 from headwater.devices.cuda.kernels.sinks import load_sinks, with_sink
 from headwater.devices.cuda.paged_batch import PagedBatch
 from headwater.devices.device import AttentionGeometry
@@ -34,6 +35,9 @@ _MIN_SPLIT = 64  # fewest tokens of a stretch where programs are few
 _LONG_SPLIT = 2048  # and where rows alone fill the card: then only long contexts are cut at all
 _MAX_LONG_SPLITS = 4  # so that few programs find nothing to do
 _PROGRAMS_WANTED = 512  # enough to fill the largest cards, about four to a multiprocessor
+_ENOUGH_PROGRAMS = 256  # of whole rows, two to a multiprocessor: as quick as more of shorter stretches
+_FEW_PROGRAMS = 264  # up to which programs of twice the warps and tokens at a time are quicker
+_FEW_BLOCK, _FEW_WARPS = 128, 8
 
 
 class DecodeScratch:
@@ -51,7 +55,7 @@ class DecodeScratch:
 def split_limits(num_rows: int, num_kv_heads: int) -> tuple[int, int]:
     """(most stretches a row is cut into, fewest tokens of one) for a step of `num_rows` decodes."""
     wanted = triton.cdiv(_PROGRAMS_WANTED, num_rows * num_kv_heads)
-    if wanted > 1:
+    if num_rows * num_kv_heads < _ENOUGH_PROGRAMS:
         return min(MAX_SPLITS, max(4, triton.next_power_of_2(wanted))), _MIN_SPLIT
     return _MAX_LONG_SPLITS, _LONG_SPLIT
 
@@ -68,11 +72,19 @@ def decode(
     q_norm: torch.Tensor | None,
     k_norm: torch.Tensor | None,
     sinks: torch.Tensor | None = None,
+    scales: Scales | None = None,
 ) -> None:
-    """Attention of the batch's decodes, the first rows of `qkv` [T, (H + 2G) D], into those of `out` [T, H D]."""
+    """Attention of the batch's decodes, the first rows of `qkv` [T, (H + 2G) D], into those of `out` [T, H D].
+
+    `scales`: those by which `qkv` is still to be multiplied.
+    """
     num_rows, num_kv_heads, head_dim = batch.num_decodes, geometry.num_kv_heads, geometry.head_dim
     group = geometry.num_heads // num_kv_heads
     num_splits, min_split = split_limits(num_rows, num_kv_heads)
+    block, num_warps = _block(kv), _NUM_WARPS
+    is_few = min_split == _LONG_SPLIT and num_rows * num_kv_heads <= _FEW_PROGRAMS
+    if is_few and block == _BLOCK and head_dim <= 128 and qkv.dtype != torch.float32:
+        block, num_warps = _FEW_BLOCK, _FEW_WARPS
     angles, window = geometry.layer(layer).rotary, geometry.layer(layer).window
     _decode_kernel[(num_splits, num_kv_heads, num_rows)](
         qkv,
@@ -88,6 +100,8 @@ def decode(
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
         qkv if sinks is None else sinks,
+        qkv if scales is None else scales.of_rows,
+        qkv if scales is None else scales.of_columns,
         scratch.partials,
         scratch.lse,
         scratch.counters,
@@ -106,14 +120,15 @@ def decode(
         HALF=head_dim // 2,
         HALF_BLOCK=max(16, triton.next_power_of_2(head_dim // 2)),
         PAGE_SIZE=kv.layout.page_size,
-        BLOCK=_block(kv),
+        BLOCK=block,
         MAX_SPLITS=MAX_SPLITS,
         HAS_NORM=q_norm is not None,
         IS_SCALED=kv.exponents is not None,
         PAIRING=pairing_of(geometry),
         HAS_WINDOW=window is not None,
         HAS_SINKS=sinks is not None,
-        num_warps=_NUM_WARPS,
+        HAS_SCALES=scales is not None,
+        num_warps=num_warps,
         num_stages=_NUM_STAGES,
     )
 
@@ -140,6 +155,8 @@ def _decode_kernel(
     q_norm,
     k_norm,
     sinks,
+    of_rows,
+    of_columns,
     partials,
     lses,
     counters,
@@ -165,6 +182,7 @@ def _decode_kernel(
     PAIRING: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
 ):
     DIM: tl.constexpr = 2 * HALF
     DIM_BLOCK: tl.constexpr = 2 * HALF_BLOCK
@@ -197,6 +215,11 @@ def _decode_kernel(
     is_q = (group[:, None] < GROUP) & (half[None, :] < HALF)
     q1 = tl.load(q_at + first_dim[None, :], mask=is_q, other=0.0).to(tl.float32)
     q2 = tl.load(q_at + second_dim[None, :], mask=is_q, other=0.0).to(tl.float32)
+    if HAS_SCALES:
+        of_row = tl.load(of_rows + row)
+        of_q = of_columns + (kv_head * GROUP + group[:, None]) * DIM
+        q1 *= of_row * tl.load(of_q + first_dim[None, :], mask=is_q, other=0.0)
+        q2 *= of_row * tl.load(of_q + second_dim[None, :], mask=is_q, other=0.0)
     if HAS_NORM:
         q1, q2 = normed(q1, q2, q_norm, half, HALF, PAIRING, eps, offset)
     dtype: tl.constexpr = qkv.dtype.element_ty
@@ -213,9 +236,16 @@ def _decode_kernel(
         k_at = tokens + (NUM_HEADS + kv_head) * DIM + one[:, None]
         k1 = tl.load(k_at + first_dim[None, :], mask=half[None, :] < HALF, other=0.0).to(tl.float32)
         k2 = tl.load(k_at + second_dim[None, :], mask=half[None, :] < HALF, other=0.0).to(tl.float32)
+        if HAS_SCALES:
+            of_k = of_columns + (NUM_HEADS + kv_head) * DIM + one[:, None]
+            k1 *= of_row * tl.load(of_k + first_dim[None, :], mask=half[None, :] < HALF, other=0.0)
+            k2 *= of_row * tl.load(of_k + second_dim[None, :], mask=half[None, :] < HALF, other=0.0)
         if HAS_NORM:
             k1, k2 = normed(k1, k2, k_norm, half, HALF, PAIRING, eps, offset)
         v = tl.load(tokens + (NUM_HEADS + NUM_KV_HEADS + kv_head) * DIM + dim, mask=dim < DIM, other=0.0)
+        if HAS_SCALES:
+            of_v = of_columns + (NUM_HEADS + NUM_KV_HEADS + kv_head) * DIM + dim
+            v = (v.to(tl.float32) * (of_row * tl.load(of_v, mask=dim < DIM, other=0.0))).to(dtype)
         page = tl.load(table + position // PAGE_SIZE).to(tl.int64)
         to = pages + page * page_stride + (position % PAGE_SIZE) * DIM
         y1, y2 = (k1 * cos - k2 * sin).to(dtype), (k2 * cos + k1 * sin).to(dtype)

@@ -22,14 +22,23 @@ class Launcher:
         self._compiled: dict[Hashable, CompiledKernel] = {}
 
     def __call__(
-        self, grid: tuple[int, ...], *args: Any, key: Hashable, num_warps: int = 4, num_stages: int = 3
+        self,
+        grid: tuple[int, ...],
+        *args: Any,
+        key: Hashable,
+        num_warps: int = 4,
+        num_stages: int = 3,
+        maxnreg: int | None = None,
     ) -> None:
-        """`key` must differ wherever Triton compiles differently: dtypes, constants, alignment, integers of 1."""
+        """`key` must differ wherever Triton compiles differently: dtypes, constants, alignment, integers of 1.
+
+        `maxnreg`: registers of a thread, at most.
+        """
         compiled = self._compiled.get(key)
         if compiled is not None:
             compiled[(*grid, *(1,) * (_GRID_DIMS - len(grid)))](*args)
             return
-        compiled = self._kernel[grid](*args, num_warps=num_warps, num_stages=num_stages)
+        compiled = self._kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, maxnreg=maxnreg)
         if isinstance(compiled, CompiledKernel):  # the interpreter returns none
             self._compiled[key] = compiled
 

@@ -63,7 +63,7 @@ def activate_mul(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     y = torch.empty((num_tokens, width), dtype=gate_up.dtype, device=gate_up.device)
     if num_tokens:
         block = 1024
-        grid = (triton.cdiv(width, block), num_tokens)
+        grid = (num_tokens, triton.cdiv(width, block))  # only the first size of a grid may be above 65,535
         key = (gate_up.device.index, gate_up.dtype, width, activation, *alignment(gate_up))
         _launch_activate_mul(grid, gate_up, y, width, block, activation == "gelu_tanh", key=key)
     return y
@@ -87,6 +87,16 @@ def _norm_kernel(
 
 
 @triton.jit
+def normed_input(x, norm, at, mask, offset, HAS_NORM: tl.constexpr):
+    """Inputs as float32, and their squares. With a norm they are multiplied by its weights; its scale is left out."""
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        by = tl.load(norm + at, mask=mask, other=0.0).to(tl.float32) + offset
+        return value * by, value * value
+    return value, value
+
+
+@triton.jit
 def activated(x, IS_GELU: tl.constexpr):
     """SiLU, or GELU with its approximation by tanh: x / 2 (1 + tanh z) is x sigmoid(2 z)."""
     if IS_GELU:
@@ -98,8 +108,8 @@ def activated(x, IS_GELU: tl.constexpr):
 
 @triton.jit
 def _activate_mul_kernel(gate_up, y, width, BLOCK: tl.constexpr, IS_GELU: tl.constexpr):
-    row = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_in = at < width
     gate = tl.load(gate_up + row * 2 * width + at, mask=is_in, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + at, mask=is_in, other=0.0).to(tl.float32)

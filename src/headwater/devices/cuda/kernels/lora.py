@@ -62,16 +62,25 @@ class RowTiles:
         return self.rows.shape[1]
 
 
-def plan_tiles(slots: torch.Tensor, *, num_slots: int, size: int | None = None) -> RowTiles:
+def empty_plan(num_rows: int, *, num_slots: int, size: int, device: torch.device) -> torch.Tensor:
+    """Memory for the slots of tiles of `size` rows, behind their number, which must be set to 0 before `plan_tiles`."""
+    num_tiles = num_rows // size + min(num_slots - 1, num_rows)  # each slot may have a tile that is not full
+    return torch.empty(1 + num_tiles, dtype=torch.int32, device=device)
+
+
+def plan_tiles(
+    slots: torch.Tensor, *, num_slots: int, size: int | None = None, found: torch.Tensor | None = None
+) -> RowTiles:
     """The tiles of a step whose rows have the adapters of `slots`, int32[T], below `num_slots`; 0 is none.
 
-    `size`: rows of a tile, a power of two; None: what suits adapters.
+    `size`: rows of a tile, a power of two; None: what suits adapters. `found`: zeros in the memory of `empty_plan`.
     """
     num_rows = len(slots)
     size = size or (16 if num_rows <= FEW_ROWS else 64)
+    if found is None:
+        found = empty_plan(num_rows, num_slots=num_slots, size=size, device=slots.device).zero_()
+    num_tiles = len(found) - 1
     block = _BLOCK_ROWS if num_rows <= _MANY_ROWS else _LARGE_BLOCK_ROWS
-    num_tiles = num_rows // size + min(num_slots - 1, num_rows)  # each slot may have a tile that is not full
-    found = torch.zeros(1 + num_tiles, dtype=torch.int32, device=slots.device)  # the first counts them
     rows = torch.empty((num_tiles, size), dtype=torch.int32, device=slots.device)
     key = (slots.device.index, num_rows == 1, num_rows % 16 == 0, size, block, *alignment(slots))
     _launch_plan((num_slots - 1,), slots, found, rows, num_rows, size, block, key=key)

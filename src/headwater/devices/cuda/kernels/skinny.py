@@ -1,7 +1,8 @@
 """Linear layers of one token, or of up to four where W is small: plain multiplications at the memory's speed.
 
 A library's matrix product pads so few tokens to a tile and leaves most of the card idle where W is small. Here a
-program computes a few output features from whole rows of W; the residual's addition and the MLP's gate are part of it.
+program computes a few output features from whole rows of W; the norm before it, the residual's addition and the MLP's
+gate are part of it.
 Measured on an H200 against cuBLAS: level or up to a quarter faster for 8B shapes, up to four times for 0.6B shapes.
 """
 
@@ -12,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.kernels.layers import activated
+from headwater.devices.cuda.kernels.layers import activated, normed_input
+from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows
 from headwater.devices.device import Activation
 
 _MAX_TOKENS = 4
@@ -36,54 +38,59 @@ def suits_gated(num_tokens: int, weight: torch.Tensor) -> bool:
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, dtype: torch.dtype | None = None
+    x: PlainRows, weight: torch.Tensor, bias: torch.Tensor | None, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """x W^T + b in x's dtype, or in that given. [T, in], [out, in], [out] -> [T, out]"""
     y = torch.empty((len(x), len(weight)), dtype=x.dtype if dtype is None else dtype, device=x.device)
-    _launch(x, weight, bias, y, num_features=len(weight))
+    _launch(x, weight, bias, y)
     return y
 
 
-def add_linear(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
+def add_linear(residual: torch.Tensor, x: PlainRows, weight: torch.Tensor) -> None:
     """residual += x W^T, of float32[T, out]."""
-    _launch(x, weight, None, residual, num_features=len(weight), adds=True)
+    _launch(x, weight, None, residual, adds=True)
 
 
 def gated_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "silu"
+    x: PlainRows, weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation = "silu"
 ) -> torch.Tensor:
     """activation(x Wg^T + bg) * (x Wu^T + bu) of `weight` [Wg, Wu], one below the other. [1, in] -> [1, out]"""
     y = torch.empty((len(x), len(weight) // 2), dtype=x.dtype, device=x.device)
-    _launch(x, weight, bias, y, num_features=len(weight) // 2, is_gated=True, is_gelu=activation == "gelu_tanh")
+    _launch(x, weight, bias, y, is_gated=True, is_gelu=activation == "gelu_tanh")
     return y
 
 
 def _launch(
-    x: torch.Tensor,
+    x: PlainRows,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     y: torch.Tensor,
     *,
-    num_features: int,
     adds: bool = False,
     is_gated: bool = False,
     is_gelu: bool = False,
 ) -> None:
-    num_tokens, width = x.shape
+    num_tokens, (num_features, width) = len(x), weight.shape
+    num_features = num_features // 2 if is_gated else num_features
     assert num_tokens <= (1 if is_gated else _MAX_TOKENS)
     features, block, num_warps = 8, 512, 4
     if num_features <= _SMALL_OUTPUT and not is_gated:  # or too few programs would run
         features, block, num_warps = (2, 1024, 4) if num_tokens == 1 else (4, 1024, 8)
+    norm = x if isinstance(x, UnnormedRows) else None
     _skinny_kernel[(triton.cdiv(num_features, features),)](
-        x,
+        x if norm is None else norm.residual,
+        weight if norm is None else norm.weight,
         weight,
         weight if bias is None else bias,
         y,
         width,
         num_features,
+        0.0 if norm is None else norm.eps,
+        0.0 if norm is None else norm.offset,
         TOKENS=num_tokens,
         FEATURES=features,
         BLOCK=min(block, triton.next_power_of_2(width)),
+        HAS_NORM=norm is not None,
         HAS_BIAS=bias is not None,
         ADDS=adds,
         IS_GATED=is_gated,
@@ -93,9 +100,16 @@ def _launch(
 
 
 @triton.jit
-def _finish(sums, bias, y_at, is_in, ADDS: tl.constexpr):
+def _norm_scale(squares, width, eps, HAS_NORM: tl.constexpr):
+    if HAS_NORM:
+        return tl.rsqrt(tl.sum(squares, 0) / width + eps)
+    return 1.0
+
+
+@triton.jit
+def _finish(sums, scale, bias, y_at, is_in, ADDS: tl.constexpr):
     """One token's features from the partial sums of its columns."""
-    value = tl.sum(sums, 1) + bias
+    value = tl.sum(sums, 1) * scale + bias
     if ADDS:
         value += tl.load(y_at, mask=is_in, other=0.0)
     tl.store(y_at, value.to(y_at.dtype.element_ty), mask=is_in)
@@ -104,14 +118,18 @@ def _finish(sums, bias, y_at, is_in, ADDS: tl.constexpr):
 @triton.jit
 def _skinny_kernel(
     x,
+    norm,
     weight,
     biases,
     y,
     width,
     num_features,
+    eps,
+    offset,
     TOKENS: tl.constexpr,
     FEATURES: tl.constexpr,
     BLOCK: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
     IS_GATED: tl.constexpr,
@@ -123,7 +141,9 @@ def _skinny_kernel(
     line = weight + feature.to(tl.int64)[:, None] * width
     up_line = line + num_features.to(tl.int64) * width
     zeros = tl.zeros((FEATURES, BLOCK), tl.float32)
+    none = tl.zeros((BLOCK,), tl.float32)
     sums0, sums1, sums2, sums3 = zeros, zeros, zeros, zeros
+    squares0, squares1, squares2, squares3 = none, none, none, none
     ups = zeros
     for first in range(0, width, BLOCK):
         at = first + columns
@@ -131,35 +151,43 @@ def _skinny_kernel(
         is_weight = is_in[:, None] & is_column[None, :]
         # read once and never again: what other kernels need stays in the cache
         w = tl.load(line + at[None, :], mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        x0 = tl.load(x + at, mask=is_column, other=0.0).to(tl.float32)[None, :]
-        sums0 += w * x0
+        x0, square0 = normed_input(x, norm, at, is_column, offset, HAS_NORM)
+        sums0 += w * x0[None, :]
+        squares0 += square0
         if TOKENS > 1:
-            x1 = tl.load(x + width + at, mask=is_column, other=0.0).to(tl.float32)[None, :]
-            sums1 += w * x1
+            x1, square1 = normed_input(x + width, norm, at, is_column, offset, HAS_NORM)
+            sums1 += w * x1[None, :]
+            squares1 += square1
         if TOKENS > 2:
-            x2 = tl.load(x + 2 * width + at, mask=is_column, other=0.0).to(tl.float32)[None, :]
-            sums2 += w * x2
+            x2, square2 = normed_input(x + 2 * width, norm, at, is_column, offset, HAS_NORM)
+            sums2 += w * x2[None, :]
+            squares2 += square2
         if TOKENS > 3:
-            x3 = tl.load(x + 3 * width + at, mask=is_column, other=0.0).to(tl.float32)[None, :]
-            sums3 += w * x3
+            x3, square3 = normed_input(x + 3 * width, norm, at, is_column, offset, HAS_NORM)
+            sums3 += w * x3[None, :]
+            squares3 += square3
         if IS_GATED:
             u = tl.load(up_line + at[None, :], mask=is_weight, other=0.0, eviction_policy="evict_first").to(tl.float32)
-            ups += u * x0
+            ups += u * x0[None, :]
     bias = tl.zeros((FEATURES,), tl.float32)
     if HAS_BIAS:
         bias = tl.load(biases + feature, mask=is_in, other=0.0).to(tl.float32)
+    scale = _norm_scale(squares0, width, eps, HAS_NORM)
     if IS_GATED:
-        up = tl.sum(ups, 1)
+        up = tl.sum(ups, 1) * scale
         if HAS_BIAS:
             up += tl.load(biases + num_features + feature, mask=is_in, other=0.0).to(tl.float32)
-        gate = tl.sum(sums0, 1) + bias
+        gate = tl.sum(sums0, 1) * scale + bias
         value = activated(gate, IS_GELU) * up
         tl.store(y + feature, value.to(y.dtype.element_ty), mask=is_in)
         return
-    _finish(sums0, bias, y + feature, is_in, ADDS)
+    _finish(sums0, scale, bias, y + feature, is_in, ADDS)
     if TOKENS > 1:
-        _finish(sums1, bias, y + num_features + feature, is_in, ADDS)
+        scale1 = _norm_scale(squares1, width, eps, HAS_NORM)
+        _finish(sums1, scale1, bias, y + num_features + feature, is_in, ADDS)
     if TOKENS > 2:
-        _finish(sums2, bias, y + 2 * num_features + feature, is_in, ADDS)
+        scale2 = _norm_scale(squares2, width, eps, HAS_NORM)
+        _finish(sums2, scale2, bias, y + 2 * num_features + feature, is_in, ADDS)
     if TOKENS > 3:
-        _finish(sums3, bias, y + 3 * num_features + feature, is_in, ADDS)
+        scale3 = _norm_scale(squares3, width, eps, HAS_NORM)
+        _finish(sums3, scale3, bias, y + 3 * num_features + feature, is_in, ADDS)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from headwater.devices.cuda.kernels.layers import activate_mul
+from headwater.devices.cuda.kernels.rounded import activate_round
+from headwater.devices.cuda.kernels.rows import Like, RoundedRows, Rows
 from headwater.devices.cuda.products.coded_linear import CodedLinear, Weight
 from headwater.devices.cuda.products.linear import CudaLinear
 from headwater.devices.device import Activation
@@ -18,12 +20,31 @@ class CudaGatedLinear:
         self._both = both
         self.activation: Activation = activation
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        fused = self._both.gated(x, self.activation)
-        return self.multiply(self.halves(x)) if fused is None else fused
+    def __call__(self, x: Rows, *, reader: CudaLinear | CodedLinear | None = None) -> torch.Tensor | RoundedRows:
+        """[T, in] -> [T, out], as `reader` takes it."""
+        if not isinstance(x, RoundedRows) and self._both.gates(len(x)):
+            return self._both.gated(x, self.activation)
+        group = None if reader is None else reader.rounding(len(x), x)
+        if group is None:
+            return self.multiply(self._halves(x))
+        unscaled = self._both.unscaled(x) if isinstance(self._both, CodedLinear) else None
+        halves = self._halves(x) if unscaled is None else unscaled
+        return activate_round(halves, self.activation, group=group)
+
+    def rounding(self, num_tokens: int, like: Like) -> int | None:
+        return self._both.rounding(num_tokens, like)
+
+    def norms(self, num_tokens: int) -> bool:
+        return self._both.gates(num_tokens) and self._both.norms(num_tokens)
 
     def halves(self, x: torch.Tensor) -> torch.Tensor:
         """Both products, gate and up side by side. [T, in] -> [T, 2 out]"""
+        return self._halves(x)
+
+    def _halves(self, x: Rows) -> torch.Tensor:
+        if isinstance(self._both, CodedLinear):
+            return self._both.product(x)
+        assert not isinstance(x, RoundedRows)
         return self._both(x)
 
     def multiply(self, halves: torch.Tensor) -> torch.Tensor:

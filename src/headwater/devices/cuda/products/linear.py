@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.cuda.kernels.fixed import add_fixed_linear, fixed_linear
+from headwater.devices.cuda.kernels.rows import Like, PlainRows, plain_rows
 from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, linear, suits, suits_gated, suits_logits
 from headwater.devices.device import Activation
 
@@ -32,12 +33,22 @@ class CudaLinear:
         # bfloat16 factors, float32 results: neither the residual stream nor the logits are rounded in between
         self._widens = self._weight.is_cuda and self._weight.dtype != torch.float32
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def rounding(self, num_tokens: int, like: Like) -> None:
+        """Inputs are not read in float8."""
+
+    def norms(self, num_tokens: int) -> bool:
+        """Whether the norm of so many tokens is best computed along with the product."""
+        return not self.is_deterministic and suits(num_tokens, self.out_features)
+
+    def parts(self, x: torch.Tensor) -> None:
+        """`add_to` adds within the product."""
+
+    def __call__(self, x: PlainRows, *, reader: object = None) -> torch.Tensor:
         if self.is_deterministic:
-            return fixed_linear(x, self._weight, self._bias)
+            return fixed_linear(plain_rows(x), self._weight, self._bias)
         if suits(len(x), self.out_features):
             return linear(x, self._weight, self._bias)
-        return F.linear(x, self._weight, self._bias)
+        return F.linear(plain_rows(x), self._weight, self._bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> None:
         if self._bias is not None:
@@ -53,12 +64,13 @@ class CudaLinear:
         else:
             residual += F.linear(x, self._weight)
 
-    def logits(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(self, x: PlainRows, out: torch.Tensor | None = None) -> torch.Tensor:
         if self.is_deterministic:
             y = torch.empty((len(x), self.out_features), dtype=torch.float32, device=x.device) if out is None else out
-            return fixed_linear(x, self._weight, self._bias, y)
+            return fixed_linear(plain_rows(x), self._weight, self._bias, y)
         if out is None and suits_logits(len(x), self.out_features):
             return linear(x, self._weight, self._bias, dtype=torch.float32)
+        x = plain_rows(x)
         if self._widens and self._bias is None:
             return torch.mm(x, self._weight.t(), out_dtype=torch.float32, out=out)
         return self(x).float() if out is None else out.copy_(self(x))
@@ -76,11 +88,10 @@ class CudaLinear:
         biases = [None] * len(self._sizes) if self._bias is None else self._bias.split(self._sizes)
         return list(zip(self._weight.split(self._sizes), biases, strict=True))
 
-    def gated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor | None:
-        """activation of the first half of the outputs times the second half, in one kernel; None if none suits.
+    def gates(self, num_tokens: int) -> bool:
+        """Whether one kernel computes both halves of a gated layer at once."""
+        return not self.is_deterministic and suits_gated(num_tokens, self._weight)
 
-        [T, in] -> [T, out / 2]
-        """
-        if self.is_deterministic or not suits_gated(len(x), self._weight):
-            return None
+    def gated(self, x: PlainRows, activation: Activation) -> torch.Tensor:
+        """activation of the first half of the outputs times the second half. [T, in] -> [T, out / 2]"""
         return gated_linear(x, self._weight, self._bias, activation)

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from headwater.devices.cuda.kernels.coded.parts import byte_codes
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
+from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 _MAX_INT4_TOKENS, _MAX_BYTE_TOKENS = 256, 128  # above, plain numbers in a library's product are the faster way
@@ -95,14 +96,33 @@ def tiles(
 
     With `token_scales`, float32[T, 1] or [T, in / group], x is of float8 as the matrix is.
     """
+    if _num_splits(x, matrix) > 1:
+        add_sums(Parts(tile_parts(x, matrix, token_scales=token_scales), bias), y, adds=adds)
+    else:
+        _launch(x, matrix, bias, y, adds=adds, token_scales=token_scales)
+
+
+def tile_parts(x: torch.Tensor, matrix: CodedMatrix, *, token_scales: torch.Tensor | None = None) -> torch.Tensor:
+    """x W^T as a sum over splits of the inputs, float32[splits, T, out]. `x` and `token_scales` as above."""
+    shape = (_num_splits(x, matrix), len(x), matrix.shape[0])
+    out = torch.empty(shape, dtype=torch.float32, device=x.device)
+    _launch(x, matrix, None, out, adds=False, token_scales=token_scales)
+    return out
+
+
+def _launch(
+    x: torch.Tensor,
+    matrix: CodedMatrix,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    adds: bool,
+    token_scales: torch.Tensor | None,
+) -> None:
     num_tokens, (num_features, width) = len(x), matrix.shape
-    shape = _shape_for(num_tokens, x.dtype, matrix)
-    run, unit = _inputs_at_once(matrix, shape)
-    grid = (triton.cdiv(num_features, shape.features), triton.cdiv(num_tokens, shape.tokens))
-    per_split = _inputs_of_a_split(width, unit, grid[0] * grid[1])
+    shape, run, unit, per_split = _cut(x, matrix)
     num_splits = triton.cdiv(width, per_split)
-    is_split = num_splits > 1
-    out = torch.empty((num_splits, num_tokens, num_features), dtype=torch.float32, device=x.device) if is_split else y
+    grid = (triton.cdiv(num_features, shape.features), triton.cdiv(num_tokens, shape.tokens))
     has_offsets, is_whole = matrix.offsets is not None, matrix.num_groups == 1
     offsets, group_sums = matrix.scales, matrix.scales
     if matrix.offsets is not None:
@@ -111,7 +131,7 @@ def tiles(
     flags = (
         matrix.group, run, unit, shape.tokens, shape.features, matrix.format, has_offsets, is_whole,
         width % unit == 0, token_scales is not None, token_scales is not None and token_scales.shape[1] > 1,
-        bias is not None and not is_split, adds and not is_split,
+        bias is not None, adds,
     )  # fmt: skip
     pointers = (x, matrix.codes, matrix.scales, offsets, group_sums)
     pointers = (*pointers, *(matrix.scales if each is None else each for each in (token_scales, bias)), out)
@@ -123,8 +143,19 @@ def tiles(
         (*grid, num_splits), *pointers, num_tokens, *sizes, *flags,
         key=key, num_warps=shape.num_warps, num_stages=shape.num_stages,
     )  # fmt: skip
-    if is_split:
-        add_sums(out, bias, y, adds=adds)
+
+
+def _cut(x: torch.Tensor, matrix: CodedMatrix) -> tuple[TileShape, int, int, int]:
+    """The tiles' shape; inputs of a product in tiles, of a turn of the kernel's loop, and of a split."""
+    num_features, width = matrix.shape
+    shape = _shape_for(len(x), x.dtype, matrix)
+    run, unit = _inputs_at_once(matrix, shape)
+    num_programs = triton.cdiv(num_features, shape.features) * triton.cdiv(len(x), shape.tokens)
+    return shape, run, unit, _inputs_of_a_split(width, unit, num_programs)
+
+
+def _num_splits(x: torch.Tensor, matrix: CodedMatrix) -> int:
+    return triton.cdiv(matrix.shape[1], _cut(x, matrix)[-1])
 
 
 def _shape_for(num_tokens: int, dtype: torch.dtype, matrix: CodedMatrix) -> TileShape:
@@ -170,15 +201,17 @@ def _group_sums(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
     return sums
 
 
-def add_sums(sums: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, *, adds: bool) -> None:
-    """y = the sum over splits + b, or y += it. [splits, T, out] -> [T, out], whose rows may be parts of longer ones."""
+def add_sums(parts: Parts, y: torch.Tensor, *, adds: bool) -> None:
+    """y = parts that have no weights, or y += them. [T, out], whose rows may be parts of longer ones."""
+    sums, bias, scales = parts.rows, parts.bias, parts.scales
     num_splits, num_tokens, num_features = sums.shape
     sizes = (num_features, y.stride(0))
-    flags = (num_splits, bias is not None, adds, _SUM_BLOCK)
-    bias = sums if bias is None else bias
-    key = (y.device.index, y.dtype, sums.dtype, bias.dtype, *sizes, *flags, *alignment(sums, bias, y))
-    grid = (triton.cdiv(num_features, _SUM_BLOCK), num_tokens)
-    _launch_sums(grid, sums, bias, y, num_tokens, *sizes, *flags, key=key)
+    flags = (num_splits, bias is not None, scales is not None, adds, _SUM_BLOCK)
+    of_rows, of_columns = (sums, sums) if scales is None else (scales.of_rows, scales.of_columns)
+    pointers = (sums, sums if bias is None else bias, of_rows, of_columns, y)
+    key = (y.device.index, *(each.dtype for each in pointers), *sizes, *flags, *alignment(*pointers))
+    grid = (num_tokens, triton.cdiv(num_features, _SUM_BLOCK))
+    _launch_sums(grid, *pointers, num_tokens, *sizes, *flags, key=key)
 
 
 @triton.jit
@@ -310,15 +343,17 @@ def _tiles_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _add_splits_kernel(
-    sums, biases, y, num_tokens, num_features, y_stride,
-    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
+    sums, biases, of_rows, of_columns, y, num_tokens, num_features, y_stride,
+    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALES: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    token = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.program_id(0).to(tl.int64)
     is_in = at < num_features
     total = tl.zeros((BLOCK,), tl.float32)
     for split in tl.static_range(SPLITS):
         total += tl.load(sums + (split * num_tokens + token) * num_features + at, mask=is_in, other=0.0)
+    if HAS_SCALES:
+        total *= tl.load(of_rows + token) * tl.load(of_columns + at, mask=is_in, other=0.0)
     if HAS_BIAS:
         total += tl.load(biases + at, mask=is_in, other=0.0).to(tl.float32)
     y_at = y + token * y_stride + at

@@ -17,6 +17,7 @@ from headwater.devices.cuda.kernels.experts.fp4 import load_fp4, low_inputs
 from headwater.devices.cuda.kernels.experts.gate import gated
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.kernels.lora import RowTiles
+from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.products.mxfp4_matrix import Stack, parts_of
 
 _SUM_BLOCK = 1024
@@ -81,15 +82,19 @@ def down_rows(
     return y
 
 
-def sum_by_weight(rows: torch.Tensor, weights: torch.Tensor, y: torch.Tensor, *, adds: bool) -> None:
-    """The sum of each token's rows, the heaviest first: [T * K, out], float32[T, K] -> y [T, out], added or stored."""
+def sum_by_weight(parts: Parts, y: torch.Tensor, *, adds: bool) -> None:
+    """The sum of each token's rows, the heaviest first, added to y [T, out] or stored there."""
+    rows, weights, places = parts.rows, parts.weights, parts.places
+    assert weights is not None
     num_tokens, per_token = weights.shape
     if not num_tokens:
         return
     width = rows.shape[1]
-    key = (y.device.index, rows.dtype, y.dtype, width, per_token, adds, *alignment(rows, y))
+    flags = (per_token, adds, places is not None, _SUM_BLOCK)
+    places = weights if places is None else places
+    key = (y.device.index, rows.dtype, y.dtype, width, *flags, *alignment(rows, y))
     grid = (num_tokens, triton.cdiv(width, _SUM_BLOCK))
-    _launch_sum(grid, rows, weights, y, width, per_token, adds, _SUM_BLOCK, key=key)
+    _launch_sum(grid, rows, weights, places, y, width, *flags, key=key)
 
 
 def _launch(
@@ -184,16 +189,19 @@ def _grouped_kernel(
 
 @triton.jit
 def _sum_kernel(
-    rows, weights, y, width, PER_TOKEN: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr
+    rows, weights, places, y, width,
+    PER_TOKEN: tl.constexpr, ADDS: tl.constexpr, HAS_PLACES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_in = at < width
     total = tl.zeros((BLOCK,), tl.float32)
     for place in tl.static_range(PER_TOKEN):
-        row = rows + (token * PER_TOKEN + place) * width
-        weight = tl.load(weights + token * PER_TOKEN + place)
-        total += weight * tl.load(row + at, mask=is_in, other=0.0).to(tl.float32)
+        row = token * PER_TOKEN + place
+        weight = tl.load(weights + row)
+        if HAS_PLACES:
+            row = tl.load(places + row).to(tl.int64)
+        total += weight * tl.load(rows + row * width + at, mask=is_in, other=0.0).to(tl.float32)
     y_at = y + token * width + at
     if ADDS:
         total += tl.load(y_at, mask=is_in, other=0.0)
