@@ -81,7 +81,7 @@ serve: setup  ## Serve the default model on 127.0.0.1:30000
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test test-gpu test-oracles test-load test-mutants test-random test-apart: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## All tests but those of the targets below, fast and slow, in JOBS processes
-	$(PYTEST) -m "not (gpu or oracle or load or mutants or random or emulated)" $(ARGS)
+	$(PYTEST) -m "not (gpu or oracle or load or mutants or random or emulated or fleet)" $(ARGS)
 
 # the folders that hold such tests, so that no others are collected
 test-gpu: dev  ## What a GPU runs: runner, attention, kernels; interpreted where there is no GPU

@@ -27,7 +27,7 @@ from tiered import write_byte_tokenizer
 from headwater.storage.redis.layout import GENERATIONS, PAGE_PREFIX
 from tiny_models import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # Ray may have to be started again
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(600)]  # Ray may have to be started again
 ROOT = Path(__file__).parents[3]
 PYTHON = Path(os.environ.get("HEADWATER_RAY_PYTHON") or ROOT / ".venv-ray" / "bin" / "python")
 KEY = {"authorization": "Bearer admin"}
