@@ -75,10 +75,6 @@ class AdapterShape:
 class StepAdapters(Protocol):
     """The adapters of one step, which `DecoderModel.forward` applies."""
 
-    def begin(self, site: str, layer: int, x: Array) -> None:
-        """Say what `add` will get, before the model's own product of `x` is computed."""
-        ...
-
     def add(self, site: str, layer: int, x: Array, y: Array) -> None:
         """Add each row's adapter to the products of `x`. `y` is [T, outputs of the site], or the residual stream."""
         ...

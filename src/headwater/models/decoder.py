@@ -128,7 +128,6 @@ class DecoderModel:
             if adapters is None:
                 qkv = layer.qkv(x, reader=attention)
             else:
-                adapters.begin("qkv", index, x)
                 qkv = layer.qkv(x)
                 adapters.add("qkv", index, x, qkv)
             x = attention(qkv, index, layer.q_norm, layer.k_norm, layer.sinks)
@@ -212,8 +211,6 @@ class DecoderModel:
 
         `norm`: of the sum of both, before it is added. Returns what is read of the residual next.
         """
-        if adapters is not None:
-            adapters.begin(site, index, x)
         if self.share.size == 1 and norm is None:
             if adapters is None:
                 return self._add_block(linear, residual, (x,), to)

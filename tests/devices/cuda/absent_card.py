@@ -34,6 +34,8 @@ from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.cuda.paged_batch import ExternalChunks
 from headwater.devices.cuda.products.coded_matrix import place_codes
+from headwater.devices.cuda.products.gated_linear import CudaGatedLinear
+from headwater.devices.cuda.products.linear import CudaLinear
 from headwater.devices.device import AttentionGeometry, LayerAttention, Routing
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.scaled_tensor import ScaledTensor
@@ -160,10 +162,12 @@ def adapters() -> None:
     shape = AdapterShape(num_layers=1, num_slots=3, max_rank=64, sites=sites)
     for form, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         memory = CudaAdapters(shape, form=form, device=torch.device("cpu"))
+        linear = CudaGatedLinear(CudaLinear([torch.zeros(700, 1024, dtype=dtype)] * 2))
         for num_rows in (1, 40, 300):
             step = memory.of_step(torch.zeros(num_rows, dtype=torch.int32))
-            step.add("qkv", 0, torch.zeros(num_rows, 1024, dtype=dtype), torch.zeros(num_rows, 768, dtype=dtype))
-            step.add("down", 0, torch.zeros(num_rows, 700, dtype=dtype), torch.zeros(num_rows, 1024))
+            x = torch.zeros(num_rows, 1024, dtype=dtype)
+            step.add("qkv", 0, x, torch.zeros(num_rows, 768, dtype=dtype))
+            step.add("down", 0, step.gated(0, linear, x), torch.zeros(num_rows, 1024))
 
 
 def experts() -> None:

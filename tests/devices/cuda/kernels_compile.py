@@ -39,7 +39,7 @@ KERNELS = {
         "_write_entries_kernel", "_write_kernel", "_prefill_kernel", "_linear_kernel", "_activate_mul_kernel",
         "_logsumexp_kernel",
     },
-    "adapters": {"_plan_kernel", "_shrink_kernel", "_expand_kernel"},
+    "adapters": {"_plan_kernel", "_shrink_kernel", "_expand_kernel", "_gated_kernel", "_skinny_kernel"},
     "experts": {
         "_few_gated_kernel", "_few_sums_kernel", "_route_kernel", "_plan_kernel", "_grouped_kernel", "_sum_kernel",
         "_norm_kernel",

@@ -1,23 +1,17 @@
 """LoRA adapters on a GPU (devices.adapters): one buffer of all slots for each site, at addresses that stay."""
 
+import math
 from typing import Any
 
 import torch
 
 from headwater.devices.adapters import Adapter, AdapterShape
-from headwater.devices.cuda.kernels.lora import (
-    BLOCK_OUTPUTS,
-    FEW_ROWS,
-    MIN_RANK,
-    SiteMatrices,
-    empty_sums,
-    expand,
-    plan_tiles,
-    shrink_into,
-)
+from headwater.devices.cuda.kernels.lora import BLOCK_OUTPUTS, RANKS, SiteMatrices, expand, expand_gated, shrink
+from headwater.devices.cuda.kernels.row_tiles import plan_tiles
 from headwater.devices.cuda.products.gated_linear import CudaGatedLinear
 from headwater.devices.cuda.torch_tensors import from_host, torch_dtype
 
+_ALIGNED = 16  # numbers: what one load of a kernel takes
 Place = tuple[int, str]  # layer, site
 Prepared = dict[Place, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]  # A, B, scales, ranks: of a slot
 
@@ -30,10 +24,9 @@ class CudaAdapters:
         self.shape = shape
         self._device = device
         self._dtype = torch_dtype(form)
-        self._rank = max(MIN_RANK, 1 << (shape.max_rank - 1).bit_length())  # the kernels take powers of two
+        self._rank = max(RANKS, 1 << (shape.max_rank - 1).bit_length())  # the kernels take powers of two
         places = ((layer, site) for layer in range(shape.num_layers) for site in shape.sites)
         self.sites = {place: self._empty(place[1], shape.num_slots) for place in places}
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def prepare(self, adapter: Adapter) -> Prepared:
         found: Prepared = {}
@@ -68,7 +61,7 @@ class CudaAdapters:
 
     def of_step(self, slots: torch.Tensor) -> "CudaStepAdapters":
         """The adapters of a step whose tokens have these slots, int32[T]."""
-        return CudaStepAdapters(self.sites, slots, num_slots=self.shape.num_slots, side=self._side)
+        return CudaStepAdapters(self.sites, slots, num_slots=self.shape.num_slots)
 
     def _empty(self, site: str, num_slots: int, *, device: torch.device | None = None) -> SiteMatrices:
         num_in, sizes = self.shape.sites[site]
@@ -84,65 +77,34 @@ class CudaAdapters:
             scales=torch.zeros((num_slots, len(sizes)), dtype=torch.float32, device=device),
             ranks=torch.zeros((num_slots, len(sizes)), dtype=torch.int32, device=device),
             blocks=torch.tensor(blocks, dtype=torch.int32, device=device),
+            multiple=math.gcd(_ALIGNED, *sizes),
         )
 
 
 class CudaStepAdapters:
     """The adapters of one step (devices.adapters.StepAdapters).
 
-    The shrink needs the input of the model's own product alone, so it runs beside that product, in a stream of its own.
+    All kernels are in one stream: a CUDA graph with branches takes longer to launch.
     """
 
-    def __init__(
-        self,
-        sites: dict[Place, SiteMatrices],
-        slots: torch.Tensor,
-        *,
-        num_slots: int,
-        side: torch.cuda.Stream | None = None,
-    ) -> None:
-        """`side`: the stream beside the current one; None: everything runs in that."""
+    def __init__(self, sites: dict[Place, SiteMatrices], slots: torch.Tensor, *, num_slots: int) -> None:
         self._sites = sites
-        self._tiles = plan_tiles(slots, num_slots=num_slots)
-        # many rows fill the card by themselves
-        self._side = side if len(slots) <= FEW_ROWS else None
-        self._begun: tuple[Place, torch.Tensor, torch.cuda.Event | None] | None = None
-
-    def begin(self, site: str, layer: int, x: torch.Tensor) -> None:
-        assert self._begun is None, "the adapters of one product were begun and never added"
-        place = layer, site
-        s, done = empty_sums(x, self._tiles, self._sites[place]), None
-        if self._side is None:
-            shrink_into(s, x, self._tiles, self._sites[place])
-        else:
-            self._side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._side):
-                shrink_into(s, x, self._tiles, self._sites[place])
-            done = torch.cuda.Event()
-            done.record(self._side)
-        self._begun = place, s, done
+        self._tiles = plan_tiles(slots, num_slots=num_slots, covers_all=True)
 
     def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        if self._begun is None:
-            self.begin(site, layer, x)
-        assert self._begun is not None
-        (place, s, done), self._begun = self._begun, None
-        assert place == (layer, site), f"{place} was begun, {(layer, site)} added"
-        if done is not None:
-            torch.cuda.current_stream().wait_event(done)
-        expand(s, y, self._tiles, self._sites[place])
+        at = self._sites[layer, site]
+        expand(shrink(x, self._tiles, at), y, self._tiles, at)
 
     def gated(self, layer: int, linear: Any, x: torch.Tensor) -> torch.Tensor:
         assert isinstance(linear, CudaGatedLinear)
-        self.begin("gate_up", layer, x)
-        halves = linear.halves(x)
-        self.add("gate_up", layer, x, halves)
-        return linear.multiply(halves)
+        at = self._sites[layer, "gate_up"]
+        s, halves = shrink(x, self._tiles, at), linear.halves(x)
+        return expand_gated(s, halves, self._tiles, at, activation=linear.activation)
 
 
 def adapter_bytes(shape: AdapterShape, *, form: str) -> int:
     """Memory that CudaAdapters take."""
-    rank = max(MIN_RANK, 1 << (shape.max_rank - 1).bit_length())
+    rank = max(RANKS, 1 << (shape.max_rank - 1).bit_length())
     numbers = sum(len(sizes) * num_in + sum(sizes) for num_in, sizes in shape.sites.values())
     return shape.num_layers * shape.num_slots * rank * numbers * torch_dtype(form).itemsize
 

@@ -10,7 +10,7 @@ from headwater.devices.cuda.kernels.experts.grouped import down_rows, gated_rows
 from headwater.devices.cuda.kernels.experts.ordered import grouped_product, order_rows, suits_ordered
 from headwater.devices.cuda.kernels.experts.route import Counts, route
 from headwater.devices.cuda.kernels.layers import activate_mul
-from headwater.devices.cuda.kernels.lora import empty_plan, plan_tiles
+from headwater.devices.cuda.kernels.row_tiles import empty_plan, plan_tiles
 from headwater.devices.cuda.kernels.rows import Like, Parts, PlainRows, plain_rows
 from headwater.devices.cuda.products.mxfp4_matrix import MXFP4, Mxfp4Matrix, Stack
 from headwater.devices.device import Activation, ExpertBiases, Routing

@@ -32,7 +32,7 @@ class VllmCommunicator:
 
 def join_vllm(call: JoinGroup) -> VllmCommunicator:
     """Meet the trainer on the current GPU. RuntimeError of PyTorch if it does not come in time, or NCCL refuses."""
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[reportPrivateImportUsage]  # documented there
         call.master_address,
         call.master_port,
         call.world_size,

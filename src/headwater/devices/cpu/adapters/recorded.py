@@ -64,9 +64,6 @@ class RecordedAdapters:
         self._program = program
         self._memory = memory
 
-    def begin(self, site: str, layer: int, x: Array) -> None:
-        """Nothing: all cores compute one op at a time."""
-
     def add(self, site: str, layer: int, x: Array, y: Array) -> None:
         sizes = self._memory.shape.sites[site][1]
         firsts = np.cumsum([0, *sizes[:-1]]).tolist()

@@ -1,14 +1,17 @@
 """Products with LoRA adapters, each row with its own: grouped shrink (x A^T) and expand (y += scale * s B^T).
 
-After Punica (arXiv 2310.18547) and S-LoRA (arXiv 2311.03285). Once a step, its rows are put in tiles of one adapter
-each (`plan_tiles`), on the device: a CUDA graph reads the slots when it runs. Programs of tiles that are not needed end
-at once. Sums go by pieces of the inputs, in one order, so a row's bits do not depend on its tile.
+After Punica (arXiv 2310.18547) and S-LoRA (arXiv 2311.03285), over tiles of rows of one adapter (row_tiles.py). Rows
+are the short side of the products in tensor cores, since few have one adapter. Few rows are a matter of latency: a
+program is short, reads all that it needs at once, and sums over many inputs are shared by many programs. The expand
+adds their sums in one order, so the order in which programs run changes no bit. The expand of gate and up multiplies
+them too.
 """
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportAssignmentType=false
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,27 +19,29 @@ import triton
 import triton.language as tl
 
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
+from headwater.devices.cuda.kernels.layers import activated
+from headwater.devices.cuda.kernels.row_tiles import FEW_ROWS, RowTiles
+from headwater.devices.device import Activation
 
-MIN_RANK = 16  # the smallest side of a product in tensor cores
-FEW_ROWS = 256  # of tiles of 16 rows
-_PIECE = 512  # inputs that are summed by themselves
-_MOST_PARTS = 8  # programs that sum pieces of the inputs; the expand adds their sums in every one of its programs
-_GROUPED_BLOCKS = 128  # so many blocks of outputs are enough for programs that compute several
-_GROUP = 4
-_BLOCK_INPUTS = 128  # read together
-_BLOCK_FLOAT32 = 32  # without tensor cores: a larger block is unrolled for minutes
-_BLOCK_ROWS = 256  # that the plan of tiles looks at together
-_MANY_ROWS, _LARGE_BLOCK_ROWS = 4096, 2048
+RANKS = 16  # that are computed together: the shortest inner side of a product in tensor cores
 BLOCK_OUTPUTS = 128
+_PROGRAMS = 208  # of a shrink, at about as many as run at once
+_FEW_PART, _FEW_INPUTS = 512, 256  # inputs of a program, and those that it reads together
+_MANY_PART, _MANY_INPUTS = 256, 128  # the least
+_MOST_PARTS = 32  # that the inputs are cut into; the expand adds their sums in every one of its programs
+_CHUNK = 8  # parts that are loaded together
+_FLOAT32_INPUTS = 32  # without tensor cores: a larger block is unrolled for minutes
+_FEW_GATED, _FEW_GATED_WARPS = 256, 8  # outputs of a program that multiplies gate and up
+_MANY_GATED, _MANY_GATED_WARPS = 128, 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteMatrices:
-    """The adapters of all slots at one site of a layer, as the kernels read them. Slot 0 is never read.
+    """The adapters of all slots at one site of a layer, as the kernels read them.
 
     `a` is [slots, projections, rank, in], `b` [slots, outputs of all projections, rank], `scales` float32[slots,
-    projections], `ranks` int32[slots, projections]: what lies behind a slot's own rank is not read. `blocks` are the
-    blocks of outputs, int32[blocks, 3]: projection, first output, end.
+    projections], `ranks` int32[slots, projections]: behind a slot's own rank are zeros. `blocks` are the blocks of
+    outputs, int32[blocks, 3]: projection, first output, end. All bounds are multiples of `multiple`.
     """
 
     a: torch.Tensor
@@ -44,193 +49,214 @@ class SiteMatrices:
     scales: torch.Tensor
     ranks: torch.Tensor
     blocks: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowTiles:
-    """Tiles of `size` rows that have one adapter: `slots` int32[tiles], `rows` int32[tiles, size], -1 for none.
-
-    The slot of a tile that no row needs is 0.
-    """
-
-    slots: torch.Tensor
-    rows: torch.Tensor
-    num_rows: int
-
-    @property
-    def size(self) -> int:
-        return self.rows.shape[1]
-
-
-def empty_plan(num_rows: int, *, num_slots: int, size: int, device: torch.device) -> torch.Tensor:
-    """Memory for the slots of tiles of `size` rows, behind their number, which must be set to 0 before `plan_tiles`."""
-    num_tiles = num_rows // size + min(num_slots - 1, num_rows)  # each slot may have a tile that is not full
-    return torch.empty(1 + num_tiles, dtype=torch.int32, device=device)
-
-
-def plan_tiles(
-    slots: torch.Tensor, *, num_slots: int, size: int | None = None, found: torch.Tensor | None = None
-) -> RowTiles:
-    """The tiles of a step whose rows have the adapters of `slots`, int32[T], below `num_slots`; 0 is none.
-
-    `size`: rows of a tile, a power of two; None: what suits adapters. `found`: zeros in the memory of `empty_plan`.
-    """
-    num_rows = len(slots)
-    size = size or (16 if num_rows <= FEW_ROWS else 64)
-    if found is None:
-        found = empty_plan(num_rows, num_slots=num_slots, size=size, device=slots.device).zero_()
-    num_tiles = len(found) - 1
-    block = _BLOCK_ROWS if num_rows <= _MANY_ROWS else _LARGE_BLOCK_ROWS
-    rows = torch.empty((num_tiles, size), dtype=torch.int32, device=slots.device)
-    key = (slots.device.index, num_rows == 1, num_rows % 16 == 0, size, block, *alignment(slots))
-    _launch_plan((num_slots - 1,), slots, found, rows, num_rows, size, block, key=key)
-    return RowTiles(found[1:], rows, num_rows)
+    multiple: int
 
 
 def shrink(x: torch.Tensor, tiles: RowTiles, site: SiteMatrices) -> torch.Tensor:
-    """x A^T of the rows of the tiles, in pieces of the inputs. [T, in] -> float32[pieces, tiles, size, all ranks]"""
-    s = empty_sums(x, tiles, site)
-    shrink_into(s, x, tiles, site)
-    return s
-
-
-def empty_sums(x: torch.Tensor, tiles: RowTiles, site: SiteMatrices) -> torch.Tensor:
-    """Memory for what `shrink` returns."""
+    """x A^T of the rows of the tiles, in parts of the inputs. [T, in] -> float32[parts, tiles, all ranks, size]"""
     _, num_projections, rank, num_in = site.a.shape
-    num_parts = min(triton.cdiv(num_in, _PIECE), _MOST_PARTS)
-    shape = (num_parts, len(tiles.rows), tiles.size, num_projections * rank)
-    return torch.empty(shape, dtype=torch.float32, device=x.device)
-
-
-def shrink_into(s: torch.Tensor, x: torch.Tensor, tiles: RowTiles, site: SiteMatrices) -> None:
-    num_in = x.shape[1]
-    _, num_projections, rank, _ = site.a.shape
+    is_few = tiles.num_rows <= FEW_ROWS
+    least, block = (_FEW_PART, _FEW_INPUTS) if is_few else (_MANY_PART, _MANY_INPUTS)
+    block = _FLOAT32_INPUTS if site.a.dtype == torch.float32 else block
+    num_parts = _MOST_PARTS if is_few else min(_MOST_PARTS, max(1, _PROGRAMS // len(tiles.rows)))
+    part = triton.cdiv(triton.cdiv(num_in, least), num_parts) * least
+    s = _empty_sums(triton.cdiv(num_in, part), tiles, site)
     num_parts, num_tiles = s.shape[:2]
-    pieces_each = triton.cdiv(triton.cdiv(num_in, _PIECE), num_parts)
-    shape = (num_in, num_projections, rank, pieces_each, tiles.size)
-    block = _BLOCK_FLOAT32 if site.a.dtype == torch.float32 else _BLOCK_INPUTS
+    padded = triton.next_power_of_2(num_projections)
+    shape = (num_in, num_projections, padded, rank, part, block, tiles.size, RANKS)
     key = (x.device.index, x.dtype, site.a.dtype, num_tiles == 1, num_tiles % 16 == 0, *shape)
     key += alignment(x, tiles.slots, tiles.rows)
     _launch_shrink(
-        (num_tiles, num_projections, num_parts),
-        x, tiles.slots, tiles.rows, site.a, site.ranks, s, num_tiles, *shape, _PIECE, block,
+        (num_tiles, rank // RANKS, num_parts),
+        x, tiles.slots, tiles.rows, site.a, site.ranks, s, num_tiles, *shape,
         key=key,
     )  # fmt: skip
+    return s
 
 
 def expand(s: torch.Tensor, y: torch.Tensor, tiles: RowTiles, site: SiteMatrices) -> None:
     """y += scale * s B^T, of [T, outputs]."""
     num_parts, num_tiles = s.shape[:2]
     _, num_projections, rank, _ = site.a.shape
-    num_blocks = len(site.blocks)
-    group = _GROUP if num_blocks >= _GROUPED_BLOCKS and tiles.num_rows <= FEW_ROWS else 1
-    shape = (site.b.shape[1], num_projections, rank, num_parts, tiles.size, num_blocks, group)
+    parts = num_parts, math.gcd(num_parts, _CHUNK)
+    shape = (site.b.shape[1], num_projections, rank, *parts, tiles.size, BLOCK_OUTPUTS, RANKS, site.multiple)
     key = (y.device.index, y.dtype, site.b.dtype, num_tiles == 1, num_tiles % 16 == 0, *shape)
     key += alignment(y, tiles.slots, tiles.rows)
     _launch_expand(
-        (num_tiles, triton.cdiv(num_blocks, group)),
-        y, tiles.slots, tiles.rows, site.b, site.scales, site.ranks, site.blocks, s, num_tiles, *shape, BLOCK_OUTPUTS,
-        key=key,
+        (num_tiles, len(site.blocks)),
+        y, tiles.slots, tiles.rows, site.b, site.scales, site.ranks, site.blocks, s, num_tiles, *shape,
+        key=key, num_stages=1,
     )  # fmt: skip
 
 
-@triton.jit
-def _plan_kernel(slots, found, rows, num_rows, TILE: tl.constexpr, BLOCK: tl.constexpr):
-    """A program for each slot: it counts its rows, takes as many tiles as they need, and writes the rows there."""
-    own = tl.program_id(0) + 1
-    at = tl.arange(0, BLOCK)
-    count = 0
-    for start in range(0, num_rows, BLOCK):
-        is_own = tl.load(slots + start + at, mask=start + at < num_rows, other=0) == own
-        count += tl.sum(is_own.to(tl.int32), 0)
-    if count == 0:
-        return
-    num_tiles = (count + TILE - 1) // TILE
-    first = tl.atomic_add(found, num_tiles)  # the order of tiles changes no number
-    to = rows + first * TILE
-    done = 0
-    for start in range(0, num_rows, BLOCK):
-        is_own = tl.load(slots + start + at, mask=start + at < num_rows, other=0) == own
-        flags = is_own.to(tl.int32)
-        tl.store(to + done + tl.cumsum(flags, 0) - 1, start + at, mask=is_own)
-        done += tl.sum(flags, 0)
-    within = tl.arange(0, TILE)
-    tl.store(to + count + within, -1, mask=count + within < num_tiles * TILE)
-    for tile in range(num_tiles):
-        tl.store(found + 1 + first + tile, own)
+def expand_gated(
+    s: torch.Tensor, halves: torch.Tensor, tiles: RowTiles, site: SiteMatrices, *, activation: Activation
+) -> torch.Tensor:
+    """activation(gate) * up of `halves` [T, 2 n] with their adapters added: [T, n]. The tiles cover all rows."""
+    num_tiles, is_few = len(tiles.rows), tiles.num_rows <= FEW_ROWS
+    num_out, rank = halves.shape[1] // 2, site.a.shape[2]
+    out = torch.empty((len(halves), num_out), dtype=halves.dtype, device=halves.device)
+    block, num_warps = (_FEW_GATED, _FEW_GATED_WARPS) if is_few else (_MANY_GATED, _MANY_GATED_WARPS)
+    parts = len(s), math.gcd(len(s), _CHUNK)
+    shape = (num_out, rank, *parts, tiles.size, block, RANKS, activation == "gelu_tanh")
+    key = (halves.device.index, halves.dtype, site.b.dtype, num_tiles == 1, num_tiles % 16 == 0, *shape)
+    key += alignment(halves, tiles.slots, tiles.rows)
+    _launch_gated(
+        (num_tiles, triton.cdiv(num_out, block)),
+        halves, out, tiles.slots, tiles.rows, site.b, site.scales, site.ranks, s, num_tiles, *shape,
+        key=key, num_warps=num_warps, num_stages=1,
+    )  # fmt: skip
+    return out
+
+
+def _empty_sums(num_parts: int, tiles: RowTiles, site: SiteMatrices) -> torch.Tensor:
+    _, num_projections, rank, _ = site.a.shape
+    shape = (num_parts, len(tiles.rows), num_projections * rank, tiles.size)
+    return torch.empty(shape, dtype=torch.float32, device=site.a.device)
 
 
 @triton.jit
 def _shrink_kernel(
     x, tile_slots, tile_rows, a, all_ranks, s, num_tiles,
-    INPUTS: tl.constexpr, PROJECTIONS: tl.constexpr, RANK: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr,
-    PIECE: tl.constexpr, BLOCK: tl.constexpr,
+    INPUTS: tl.constexpr, PROJECTIONS: tl.constexpr, PADDED: tl.constexpr, RANK: tl.constexpr, PART: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
-    tile, projection, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    slot = tl.load(tile_slots + tile).to(tl.int64)
-    if slot == 0:
+    """A program has a tile, RANKS ranks of every projection, and a part of the inputs."""
+    tile, part = tl.program_id(0), tl.program_id(2)
+    slot = tl.load(tile_slots + tile)
+    rows = tl.load(tile_rows + tile * TILE + tl.arange(0, TILE))
+    if slot <= 0:
         return
-    rank = tl.load(all_ranks + slot * PROJECTIONS + projection)
-    if rank == 0:
-        return
-    own, ranks, inputs = tl.arange(0, TILE), tl.arange(0, RANK), tl.arange(0, BLOCK)
-    rows = tl.load(tile_rows + tile * TILE + own)
-    x_rows = x + rows.to(tl.int64)[:, None] * INPUTS
-    matrix = a + (slot * PROJECTIONS + projection) * RANK * INPUTS + ranks[:, None] * INPUTS
-    total = tl.zeros((TILE, RANK), dtype=tl.float32)
-    for piece in range(PIECES):
-        first = (part * PIECES + piece) * PIECE
-        sums = tl.zeros((TILE, RANK), dtype=tl.float32)
-        for start in range(0, PIECE, BLOCK):
-            at = first + start + inputs
-            is_in = at < INPUTS
-            values = tl.load(x_rows + at[None, :], mask=(rows >= 0)[:, None] & is_in[None, :], other=0.0)
-            weights = tl.load(matrix + at[None, :], mask=(ranks < rank)[:, None] & is_in[None, :], other=0.0)
-            sums = tl.dot(values, tl.trans(weights), sums, input_precision="ieee")
-        total += sums
-    width: tl.constexpr = PROJECTIONS * RANK
-    to = s + ((part.to(tl.int64) * num_tiles + tile) * TILE + own[:, None]) * width + projection * RANK + ranks[None, :]
-    tl.store(to, total)
+    each, inputs = tl.arange(0, PADDED * RANKS), part * PART + tl.arange(0, BLOCK)
+    first_rank = tl.program_id(1) * RANKS
+    rank = each // RANKS * RANK + first_rank + each % RANKS  # among those of all projections
+    is_rank = each < PROJECTIONS * RANKS
+    if RANK > RANKS:  # no adapter's ranks may be here
+        own = tl.load(all_ranks + slot * PROJECTIONS + each // RANKS, mask=is_rank, other=0)
+        if first_rank > 0 and tl.max(own, 0) <= first_rank:
+            return
+    matrix = a + slot.to(tl.int64) * (PROJECTIONS * RANK * INPUTS) + rank[:, None] * INPUTS
+    x_rows = x + rows.to(tl.int64)[None, :] * INPUTS
+    is_row = (rows >= 0)[None, :]
+    if PART == BLOCK:
+        weights = tl.load(matrix + inputs[None, :], mask=is_rank[:, None] & (inputs < INPUTS)[None, :], other=0.0)
+        values = tl.load(x_rows + inputs[:, None], mask=is_row & (inputs < INPUTS)[:, None], other=0.0)
+        sums = tl.dot(weights, values, input_precision="ieee")
+    else:
+        sums = tl.zeros((PADDED * RANKS, TILE), dtype=tl.float32)
+        for start in range(0, PART, BLOCK):
+            at = start + inputs
+            weights = tl.load(matrix + at[None, :], mask=is_rank[:, None] & (at < INPUTS)[None, :], other=0.0)
+            values = tl.load(x_rows + at[:, None], mask=is_row & (at < INPUTS)[:, None], other=0.0)
+            sums = tl.dot(weights, values, sums, input_precision="ieee")
+    to = s + (part.to(tl.int64) * num_tiles + tile) * (PROJECTIONS * RANK * TILE)
+    tl.store(to + rank[:, None] * TILE + tl.arange(0, TILE)[None, :], sums, mask=is_rank[:, None])
+
+
+@triton.jit
+def _add_ranks(total, weights, s_at, part_stride, PARTS: tl.constexpr, CHUNK: tl.constexpr):
+    """total + B s of some ranks, s being the sum of parts: B [outputs, ranks], at `s_at` [CHUNK parts, ranks, tile]."""
+    sums = tl.load(s_at)
+    for chunk in tl.static_range(1, PARTS // CHUNK):  # unrolled, so that the loads wait together
+        sums += tl.load(s_at + chunk * CHUNK * part_stride)
+    inner = tl.sum(sums, 0)
+    if weights.dtype == tl.bfloat16:  # two products of 8 bits each have 16 bits of s
+        high = inner.to(tl.bfloat16)
+        low = (inner - high.to(tl.float32)).to(tl.bfloat16)
+        total = tl.dot(weights, low, tl.dot(weights, high, total))
+    else:
+        precision: tl.constexpr = "ieee" if weights.dtype == tl.float32 else "tf32x3"
+        total = tl.dot(weights.to(tl.float32), inner, total, input_precision=precision)
+    return total
+
+
+@triton.jit
+def _product(
+    weights, b_at, is_in, s, part_stride, rank_at,
+    TILE: tl.constexpr, BLOCK: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr,
+    RANKS: tl.constexpr,
+):  # fmt: skip
+    """B s of a block of outputs and a tile, [BLOCK, TILE]. `weights` is B, at `b_at`, of the first ranks.
+
+    Behind an adapter's own rank, at `rank_at`, are zeros, and no more than RANKS of them are computed.
+    """
+    parts = tl.arange(0, CHUNK)[:, None, None]
+    s_at = s + parts * part_stride + tl.arange(0, RANKS)[None, :, None] * TILE + tl.arange(0, TILE)[None, None, :]
+    total = _add_ranks(tl.zeros((BLOCK, TILE), dtype=tl.float32), weights, s_at, part_stride, PARTS, CHUNK)
+    if RANK > RANKS:
+        for first in range(RANKS, tl.load(rank_at), RANKS):
+            more = tl.load(b_at + first, mask=is_in[:, None], other=0.0)
+            total = _add_ranks(total, more, s_at + first * TILE, part_stride, PARTS, CHUNK)
+    return total
 
 
 @triton.jit
 def _expand_kernel(
     y, tile_slots, tile_rows, b, scales, all_ranks, blocks, s, num_tiles,
-    OUTPUTS: tl.constexpr, PROJECTIONS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr,
-    NUM_BLOCKS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    OUTPUTS: tl.constexpr, PROJECTIONS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr, RANKS: tl.constexpr, MULTIPLE: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
-    slot = tl.load(tile_slots + tile).to(tl.int64)
+    tile, block = tl.program_id(0), tl.program_id(1)
+    slot = tl.load(tile_slots + tile)
+    rows = tl.load(tile_rows + tile * TILE + tl.arange(0, TILE))
+    projection = tl.load(blocks + 3 * block)
+    columns = tl.multiple_of(tl.load(blocks + 3 * block + 1), MULTIPLE) + tl.arange(0, BLOCK)
+    is_in = columns < tl.multiple_of(tl.load(blocks + 3 * block + 2), MULTIPLE)
+    if slot <= 0:
+        return
+    b_at = b + slot.to(tl.int64) * (OUTPUTS * RANK) + columns[:, None] * RANK + tl.arange(0, RANKS)[None, :]
+    weights = tl.load(b_at, mask=is_in[:, None], other=0.0)
+    of_projection = slot * PROJECTIONS + projection
+    scale = tl.load(scales + of_projection)
+    to = y + rows.to(tl.int64)[None, :] * OUTPUTS + columns[:, None]
+    mask = (rows >= 0)[None, :] & is_in[:, None]
+    old = tl.load(to, mask=mask, other=0.0).to(tl.float32)
+    width: tl.constexpr = PROJECTIONS * RANK
+    own_s, stride = s + (tile * width + projection * RANK) * TILE, num_tiles * width * TILE
+    added = _product(
+        weights, b_at, is_in, own_s, stride, all_ranks + of_projection, TILE, BLOCK, RANK, PARTS, CHUNK, RANKS
+    )
+    tl.store(to, (old + added * scale).to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _gated_kernel(
+    halves, out, tile_slots, tile_rows, b, scales, all_ranks, s, num_tiles,
+    OUTPUTS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, RANKS: tl.constexpr, IS_GELU: tl.constexpr,
+):  # fmt: skip
+    tile, block = tl.program_id(0), tl.program_id(1)
+    slot = tl.load(tile_slots + tile)
+    rows = tl.load(tile_rows + tile * TILE + tl.arange(0, TILE)).to(tl.int64)[None, :]
     if slot == 0:
         return
-    own, ranks = tl.arange(0, TILE), tl.arange(0, RANK)
-    rows = tl.load(tile_rows + tile * TILE + own)
-    width: tl.constexpr = PROJECTIONS * RANK
-    precision: tl.constexpr = "ieee" if b.dtype.element_ty == tl.float32 else "tf32x3"
-    first = tl.program_id(1) * GROUP
-    for block in range(first, tl.minimum(first + GROUP, NUM_BLOCKS)):
-        projection = tl.load(blocks + 3 * block)
-        columns = tl.load(blocks + 3 * block + 1) + tl.arange(0, BLOCK)
-        is_in = columns < tl.load(blocks + 3 * block + 2)
-        rank = tl.load(all_ranks + slot * PROJECTIONS + projection)
-        scale = tl.load(scales + slot * PROJECTIONS + projection)
-        if rank > 0:
-            weights = tl.load(
-                b + slot * OUTPUTS * RANK + columns[:, None] * RANK + ranks[None, :],
-                mask=is_in[:, None] & (ranks < rank)[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            to = y + rows.to(tl.int64)[:, None] * OUTPUTS + columns[None, :]
-            mask = (rows >= 0)[:, None] & is_in[None, :]
-            old = tl.load(to, mask=mask, other=0.0).to(tl.float32)
-            at = s + (tile * TILE + own[:, None]) * width + projection * RANK + ranks[None, :]
-            inner = tl.zeros((TILE, RANK), dtype=tl.float32)
-            for part in tl.static_range(PARTS):  # unrolled, so that the loads wait together
-                inner += tl.load(at + part * num_tiles * TILE * width)
-            value = old + tl.dot(inner, tl.trans(weights), input_precision=precision) * scale
-            tl.store(to, value.to(y.dtype.element_ty), mask=mask)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    is_in = columns < OUTPUTS
+    ranks = tl.arange(0, RANKS)
+    own_slot = tl.maximum(slot, 0).to(tl.int64)
+    gate_b = b + own_slot * (2 * OUTPUTS * RANK) + columns[:, None] * RANK + ranks[None, :]
+    gate_weights = tl.load(gate_b, mask=is_in[:, None], other=0.0)
+    up_weights = tl.load(gate_b + OUTPUTS * RANK, mask=is_in[:, None], other=0.0)
+    mask = (rows >= 0) & is_in[:, None]
+    at = halves + rows * (2 * OUTPUTS) + columns[:, None]
+    gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(at + OUTPUTS, mask=mask, other=0.0).to(tl.float32)
+    if slot > 0:
+        own_s, stride = s + tile * (2 * RANK * TILE), num_tiles * (2 * RANK * TILE)
+        added = _product(
+            gate_weights, gate_b, is_in, own_s, stride, all_ranks + slot * 2,
+            TILE, BLOCK, RANK, PARTS, CHUNK, RANKS,
+        )  # fmt: skip
+        gate += added * tl.load(scales + slot * 2)
+        added = _product(
+            up_weights, gate_b + OUTPUTS * RANK, is_in, own_s + RANK * TILE, stride, all_ranks + slot * 2 + 1,
+            TILE, BLOCK, RANK, PARTS, CHUNK, RANKS,
+        )  # fmt: skip
+        up += added * tl.load(scales + slot * 2 + 1)
+    value = (activated(gate, IS_GELU) * up).to(out.dtype.element_ty)
+    tl.store(out + rows * OUTPUTS + columns[:, None], value, mask=mask)
 
 
-_launch_plan = Launcher(_plan_kernel)
 _launch_shrink = Launcher(_shrink_kernel)
 _launch_expand = Launcher(_expand_kernel)
+_launch_gated = Launcher(_gated_kernel)

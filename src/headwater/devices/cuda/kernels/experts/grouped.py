@@ -1,7 +1,7 @@
 """Products of rows with the matrices of their experts, in tiles of rows of one expert; and the sum by weight.
 
-Tiles are planned on the device (lora.plan_tiles), so a CUDA graph routes anew whenever it runs. The grid is as large
-as any routing needs: programs of tiles that this one does not need end at once.
+Tiles are planned on the device (row_tiles.plan_tiles), so a CUDA graph routes anew whenever it runs. The grid is as
+large as any routing needs: programs of tiles that this one does not need end at once.
 """
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
@@ -16,7 +16,7 @@ import triton.language as tl
 from headwater.devices.cuda.kernels.experts.fp4 import load_fp4, low_inputs
 from headwater.devices.cuda.kernels.experts.gate import gated
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
-from headwater.devices.cuda.kernels.lora import RowTiles
+from headwater.devices.cuda.kernels.row_tiles import RowTiles
 from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.products.mxfp4_matrix import Stack, parts_of
 
