@@ -146,6 +146,7 @@ def coded() -> None:
         codes, scales = rounded.codes, rounded.scales
         gates = torch.zeros(3, 1024, dtype=torch.bfloat16)
         activate_round(gates, "silu", group=group)
+        activate_round(gates.repeat(1, 6), "silu", group=3072 if group == 512 else group)
         for parts in (None, Parts(gates.view(2, 3, 512)), Parts(torch.zeros(4, 3, 512), bias=gates[0, :512])):
             add_and_norm(parts, torch.zeros(3, 512), gates[0, :512], 1e-6, group=group)
         numbers = np.ones((2, 512 // group), np.float32)

@@ -33,7 +33,8 @@ KERNELS = {
     "layers": {"_norm_kernel", "_activate_mul_kernel", "_skinny_kernel"},
     "coded": {
         "_one_token_kernel", "_tiles_kernel", "_group_sums_kernel", "_add_splits_kernel", "_numbers_kernel",
-        "_round_kernel", "_one_float8_kernel", "_activate_round_kernel", "_add_norm_kernel",
+        "_round_kernel", "_one_float8_kernel", "_activate_round_kernel", "_activate_piece_kernel",
+        "_round_piece_kernel", "_add_norm_kernel", "_norm_kernel", "_activate_mul_kernel",
     },
     "deterministic": {
         "_write_entries_kernel", "_write_kernel", "_prefill_kernel", "_linear_kernel", "_activate_mul_kernel",

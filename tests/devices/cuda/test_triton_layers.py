@@ -10,8 +10,12 @@ import torch.nn.functional as F
 
 from headwater.devices.cpu.plain.draw import log_noise
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels import layers, rounded
+from headwater.devices.cuda.kernels.coded import tiles
+from headwater.devices.cuda.kernels.experts import grouped, ordered, route
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.layers import activate_mul, norm_columns
+from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
 from headwater.devices.noise import noise_keys
@@ -261,3 +265,31 @@ def test_the_best_of_parts_is_the_draw_from_all() -> None:
     best = torch.where(values == values.amax(dim=0), tokens, 1 << 30).amin(dim=0)
     assert best.tolist() == result[0].tolist()
     assert {token >= 700 for token in best.tolist()} == {True, False}
+
+
+def test_many_rows_fit_in_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first size of a grid may be above 65,535: a step of 8,192 tokens has as many rows of experts."""
+    grids: list[tuple[int, ...]] = []
+    launchers = [
+        (layers, "_launch_norm"), (layers, "_launch_activate_mul"), (rounded, "_launch_round"),
+        (rounded, "_launch_add_norm"), (rounded, "_launch_activate"), (tiles, "_launch_sums"),
+        (grouped, "_launch_sum"), (route, "_launch_route"), (ordered, "_launch_order"),
+    ]  # fmt: skip
+    for module, name in launchers:
+        monkeypatch.setattr(module, name, lambda grid, *_, **__: grids.append(grid))
+    num_rows = 70_000
+    x, weight = torch.empty(num_rows, 2, dtype=torch.bfloat16), torch.empty(2)
+    residual, logits = torch.empty(num_rows, 2), torch.empty(num_rows, 2)
+    layers.rms_norm(residual, weight, 1e-5)
+    activate_mul(x, "silu")
+    rounded.round_tokens(x, 2)
+    rounded.activate_round(x, "silu", group=1)
+    counts = route.Counts.empty(num_rows, 2, per_token=1, device=x.device)
+    experts, weights = route.route(logits, per_token=1, renormalises=True, counts=counts)
+    rows = ordered.order_rows(x, experts, counts)
+    parts = Parts(rows.rows, weights=weights, places=rows.places)
+    rounded.add_and_norm(parts, residual, weight, 1e-5)
+    grouped.sum_by_weight(parts, residual, adds=True)
+    tiles.add_sums(Parts(x[None]), residual, adds=True)
+    assert len(grids) == len(launchers)
+    assert all(size <= 65_535 for grid in grids for size in grid[1:]), grids
