@@ -1,9 +1,9 @@
 """How the server's ranks meet a trainer that speaks vLLM's communicator. NCCL itself needs cards: here it is a fake."""
 
+import ctypes
 import pickle
 import socket
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from headwater.launch.receiving import vllm_communicator
 from headwater.launch.receiving.device_copies import FileWriter
+from headwater.launch.receiving.nccl_library import NcclCommunicator, NcclLibrary
 from headwater.launch.receiving.tensors import Group
 from headwater.launch.receiving.vllm_communicator import join_vllm, unique_id
 from headwater.messages.receiving import VLLM, JoinGroup, ReceiveBucket
@@ -20,30 +20,57 @@ from headwater.messages.receiving import VLLM, JoinGroup, ReceiveBucket
 STAND_INS = Path(__file__).parents[2] / "integrations" / "training" / "stand_ins"
 pytestmark = pytest.mark.slow
 ID = bytes(range(128, 256))
+WORDS = ctypes.create_string_buffer(b"unhandled cuda error")
+SIZES = {1: 1, 7: 4, 9: 2}  # of nccl.h's types
+STREAM = (7 << 40) + 16  # more than 32 bits
 
 
-class FakeNccl:
-    """Who became which rank by which id; a broadcast fills a tensor with ones."""
+class Id(ctypes.Structure):
+    """As nccl.h has it."""
+
+    _fields_ = (("internal", ctypes.c_char * 128),)
+
+
+class FakeLibrary:
+    """NCCL's C functions: arguments come through C, the id by value. A broadcast fills memory with ones."""
 
     def __init__(self) -> None:
+        pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        buffers = (pointer, pointer, size, number, number, pointer, pointer)
+        self.ncclGetUniqueId = ctypes.CFUNCTYPE(number, ctypes.POINTER(Id))(self._unique_id)
+        init = ctypes.CFUNCTYPE(number, ctypes.POINTER(pointer), number, Id, number)
+        self.ncclCommInitRank = init(self._init_rank)
+        self.ncclAllReduce = ctypes.CFUNCTYPE(number, *buffers)(self._all_reduce)
+        self.ncclBroadcast = ctypes.CFUNCTYPE(number, *buffers)(self._broadcast)
+        self.ncclGetErrorString = ctypes.CFUNCTYPE(pointer, number)(lambda _: ctypes.addressof(WORDS))
         self.ranks: dict[int, tuple[int, bytes]] = {}
-        self.num_summed = 0
+        self.summed: list[tuple[int, ...]] = []
+        self.sent: list[tuple[int, ...]] = []
+        self.fails = 0
 
-    def unique_id(self) -> bytes:
-        return ID
+    def _unique_id(self, to: Any) -> int:
+        ctypes.memmove(to, ID, 128)
+        return 0
 
-    def init_rank(self, size: int, unique: bytes, rank: int) -> int:
-        self.ranks[rank] = size, unique
-        return rank
+    def _init_rank(self, to: Any, size: int, unique: Id, rank: int) -> int:
+        self.ranks[rank] = size, bytes(unique)
+        to[0] = 1000 + rank
+        return self.fails
 
-    def all_reduce(self, inputs: Sequence[torch.Tensor], *, comms: Sequence[int]) -> None:
-        self.num_summed += 1
+    def _all_reduce(self, _: int, __: int, *facts: int) -> int:
+        self.summed.append(facts)
+        return 0
 
-    def broadcast(self, inputs: Sequence[torch.Tensor], *, comms: Sequence[int]) -> None:
-        inputs[0].fill_(1)
+    def _broadcast(self, _: int, to: int, *facts: int) -> int:
+        count, kind, *_ = facts
+        ctypes.memmove(to, b"\1" * (count * SIZES[kind]), count * SIZES[kind])
+        self.sent.append(facts)
+        return self.fails
 
 
 class NoStream:
+    cuda_stream = STREAM
+
     def synchronize(self) -> None: ...
 
 
@@ -60,13 +87,18 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
         del sys.modules[name]
 
 
-def test_both_sides_meet_by_the_trainers_id(stand_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake, zeros = FakeNccl(), torch.zeros
-    monkeypatch.setattr(vllm_communicator, "nccl", fake)
-    monkeypatch.setattr(stand_in, "nccl", fake)
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
+    """A machine with a card, as far as the communicator looks."""
+    library, zeros = FakeLibrary(), torch.zeros
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: NoStream())
     monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **more: zeros(*shape, **more))
+    return library
+
+
+def test_both_sides_meet_by_the_trainers_id(stand_in: Any, fake: FakeLibrary, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -75,16 +107,36 @@ def test_both_sides_meet_by_the_trainers_id(stand_in: Any, monkeypatch: pytest.M
     with ThreadPoolExecutor(1) as threads:
         trainer = threads.submit(stand_in.trainer_init, info)
         member = join_vllm(call)
-        trainer.result(60)
+        trainer.result(60).broadcast(torch.zeros(5, dtype=torch.bfloat16), 0)
     assert fake.ranks == {0: (2, ID), 1: (2, ID)}
-    assert fake.num_summed == 2, "the trainer waits in the sum of one number"
+    # one number of float32, added up by both: the trainer waits in that sum
+    assert sorted(fake.summed) == [(1, 7, 0, 1000, STREAM), (1, 7, 0, 1001, STREAM)]
+    assert fake.sent == [(5, 9, 0, 1000, STREAM)]
     # what is received so lies in a bucket's file
-    (tmp_path / "bucket").touch()
-    bucket = ReceiveBucket(
-        names=("w",), dtypes=("F32",), shapes=((3,),), is_flattened=False, path=str(tmp_path / "bucket")
-    )
+    path = tmp_path / "bucket"
+    path.touch()
+    bucket = ReceiveBucket(names=("w",), dtypes=("F32",), shapes=((3,),), is_flattened=True, path=str(path))
     Group(member.broadcast, torch.device("cpu"), FileWriter(1)).receive(bucket)
-    assert (tmp_path / "bucket").read_bytes().endswith(torch.ones(3).numpy().tobytes())
+    assert path.read_bytes().endswith(b"\1" * 12) and fake.sent[1] == (12, 1, 0, 1001, STREAM)
+
+
+def test_what_nccl_refuses_is_an_error_in_its_words(fake: FakeLibrary) -> None:
+    library = NcclLibrary()
+    communicator = NcclCommunicator(library, size=2, unique_id=ID, rank=1)
+    fake.fails = 1
+    with pytest.raises(RuntimeError, match=r"ncclBroadcast: unhandled cuda error \(NCCL's error 1\)"):
+        communicator.broadcast(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="ncclCommInitRank"):
+        NcclCommunicator(library, size=2, unique_id=ID, rank=1)
+
+
+def test_a_machine_without_the_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(RuntimeError, match="library was not found: libnccl"):
+        NcclLibrary()
 
 
 def test_a_trainer_that_never_comes_is_a_timeout() -> None:

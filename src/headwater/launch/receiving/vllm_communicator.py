@@ -10,8 +10,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.cuda import nccl
 
+from headwater.launch.receiving.nccl_library import NcclCommunicator, NcclLibrary
 from headwater.messages.receiving import JoinGroup
 
 ID_KEY = "broadcast_from/0/0"
@@ -21,17 +21,17 @@ _ID_BYTES = 128
 class VllmCommunicator:
     """A member. `broadcast` receives what rank 0 sends."""
 
-    def __init__(self, communicator: object) -> None:
+    def __init__(self, communicator: NcclCommunicator) -> None:
         self._communicator = communicator
 
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
         """Enqueue the broadcasts into these tensors, in this order."""
         for tensor in tensors:
-            nccl.broadcast([tensor], comms=[self._communicator])
+            self._communicator.broadcast(tensor)
 
 
 def join_vllm(call: JoinGroup) -> VllmCommunicator:
-    """Meet the trainer on the current GPU. RuntimeError of PyTorch if it does not come in time, or NCCL refuses."""
+    """Meet the trainer on the current GPU. RuntimeError if it does not come in time, or NCCL refuses."""
     store = dist.TCPStore(  # type: ignore[reportPrivateImportUsage]  # documented there
         call.master_address,
         call.master_port,
@@ -40,11 +40,8 @@ def join_vllm(call: JoinGroup) -> VllmCommunicator:
         timeout=timedelta(seconds=call.timeout_s),
         use_libuv=False,  # as the trainer's
     )
-    communicator = nccl.init_rank(call.world_size, unique_id(store.get(ID_KEY)), call.rank)
-    sums = torch.zeros(1, device="cuda")
-    nccl.all_reduce([sums], comms=[communicator])
-    torch.cuda.current_stream().synchronize()
-    return VllmCommunicator(communicator)
+    found = unique_id(store.get(ID_KEY))
+    return VllmCommunicator(NcclCommunicator(NcclLibrary(), size=call.world_size, unique_id=found, rank=call.rank))
 
 
 def unique_id(pickled: bytes) -> bytes:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.cuda import nccl
 from torch.distributed import distributed_c10d as c10d
+
+from headwater.launch.receiving.nccl_library import NcclCommunicator, NcclLibrary
 
 NAME = "vllm"  # as the server names it (/init_weight_transfer_engine)
 TIMEOUT = timedelta(seconds=120)
@@ -36,29 +37,27 @@ class ncclUniqueId(ctypes.Structure):
     _fields_ = (("internal", ctypes.c_byte * 128),)
 
 
-class NcclCommunicator:
+class TrainerCommunicator:
     """The trainer's end on the current GPU."""
 
     def __init__(self, init_info: dict[str, Any]) -> None:
         host, port, size = (init_info[key] for key in ("master_address", "master_port", "world_size"))
         store = dist.TCPStore(host, port, size, is_master=True, timeout=TIMEOUT, use_libuv=False)
-        unique_id = nccl.unique_id()
+        library = NcclLibrary()
+        unique_id = library.unique_id()
         store.set("broadcast_from/0/0", pickle.dumps(ncclUniqueId.from_buffer_copy(unique_id)))
-        self._communicator = nccl.init_rank(size, unique_id, 0)
-        sums = torch.zeros(1, device="cuda")
-        nccl.all_reduce([sums], comms=[self._communicator])
-        torch.cuda.current_stream().synchronize()
+        self._communicator = NcclCommunicator(library, size=size, unique_id=unique_id, rank=0)
         self.group = SimpleNamespace(store=store, socket=None)
 
     def broadcast(self, tensor: torch.Tensor, src: int) -> None:
         assert src == 0, "the trainer is rank 0"
-        nccl.broadcast([tensor], comms=[self._communicator])
+        self._communicator.broadcast(tensor)
 
 
-def trainer_init(init_info: dict[str, Any]) -> Communicator | NcclCommunicator:
+def trainer_init(init_info: dict[str, Any]) -> Communicator | TrainerCommunicator:
     """Become rank 0. Returns when the server's ranks are there."""
     if torch.cuda.is_available():
-        return NcclCommunicator(init_info)
+        return TrainerCommunicator(init_info)
     url = f"tcp://{init_info['master_address']}:{init_info['master_port']}"
     store, rank, size = next(c10d.rendezvous(url, 0, init_info["world_size"], timeout=TIMEOUT))
     store.set_timeout(TIMEOUT)
