@@ -61,8 +61,8 @@ class FakeLibrary:
         self.summed.append(facts)
         return 0
 
-    def _broadcast(self, _: int, to: int, *facts: int) -> int:
-        count, kind, *_ = facts
+    def _broadcast(self, _at: int, to: int, *facts: int) -> int:
+        count, kind = facts[:2]
         ctypes.memmove(to, b"\1" * (count * SIZES[kind]), count * SIZES[kind])
         self.sent.append(facts)
         return self.fails
