@@ -14,7 +14,7 @@ from interpreted_triton import exact_dots
 pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 IS_GPU = torch.cuda.is_available()
 PLACE = torch.device("cuda" if IS_GPU else "cpu")
-SITES = {"qkv": (96, (80, 24, 24)), "o": (300, (130,)), "gate_up": (40, (530, 530)), "down": (530, (40,))}
+SITES = {"qkv": (96, (80, 24, 24)), "o": (300, (130,)), "gate_up": (40, (1040, 1040)), "down": (1040, (40,))}
 RANKS = (40, 5, 16)  # of the slots from 1
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}  # gate and up are rounded in float16
 
@@ -62,7 +62,8 @@ def test_rows_get_what_their_adapter_adds(num_rows: int) -> None:
     memory, adapters = memory_of(40, torch.float32)
     slots = slots_of(num_rows) if num_rows > 1 else torch.ones(1, dtype=torch.int32, device=PLACE)
     step = memory.of_step(slots)
-    for site, (num_in, sizes) in SITES.items():
+    for site in SITES if num_rows < 100 else ("down",):  # the interpreter takes its time
+        num_in, sizes = SITES[site]
         x, before = torch.randn(num_rows, num_in, device=PLACE), torch.randn(num_rows, sum(sizes), device=PLACE)
         y = before.clone()
         step.add(site, 0, x, y)
