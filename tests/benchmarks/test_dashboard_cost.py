@@ -51,8 +51,9 @@ def records(*, foreign_cores: float) -> list[dict]:
     ]
     loaded = [
         {"workload": "loaded", "arm": arm, "tokens_per_s": tokens, "tokens_per_cpu_s": tokens / 2, "foreign_cores": 0.0}
-        for turn in range(6)
-        for arm, tokens in (("none", 100 + turn), ("page and metrics", 0.995 * (100 + turn)))
+        | {"cpu_s": (9.0 + api) * clock, "api_cpu_s": api * clock}
+        for turn, clock in enumerate((1.0, 1.3, 0.8, 1.0, 2.0, 1.1))
+        for arm, tokens, api in (("none", 100 + turn, 1.0), ("page and metrics", 0.995 * (100 + turn), 1.05))
     ]
     loaded[3]["foreign_cores"] = foreign_cores
     return idle + loaded
@@ -64,5 +65,7 @@ def test_the_report_of_a_busy_machine_is_no_result(foreign_cores: float, capsys:
     assert found["tokens_per_s"]["ratio"] == pytest.approx(0.995)
     assert found["share_of_a_core"]["20 pages"] == pytest.approx(0.006)
     assert found["share_of_a_core"]["closed"] == 0
+    assert found["api_cpu_per_token"]["ratio"] == pytest.approx(1.005)  # whatever the clock: 0.05 more than 10
+    assert found["api_cpu_per_token"]["high"] == pytest.approx(1.005)
     assert found["is_quiet"] == (foreign_cores == 0)
     assert ("NO RESULT" in capsys.readouterr().out) == (foreign_cores > 0)
