@@ -67,7 +67,7 @@ async def dashboard_snapshot(services: InjectedServices) -> Response:
 @router.get("/dashboard/node", summary="Where a node of the map lies")
 async def dashboard_node(
     services: InjectedServices,
-    number: Annotated[int, Query(ge=1, description="Of the node, from the snapshot's map.")],
+    number: Annotated[int, Query(ge=1, lt=2**63, description="Of the node, from the snapshot's map.")],
     dp_rank: Annotated[int, Query(ge=0, description="The engine whose map it is.")] = 0,
 ) -> Response:
     """The tokens of a node. `/flush_cache` with `flush_ids` as `prefix_ids` cuts it and everything below it.
