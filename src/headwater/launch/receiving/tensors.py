@@ -83,6 +83,7 @@ def join_group(call: JoinGroup, writer: FileWriter) -> Group:
         group_name=call.group_name,  # type: ignore[arg-type]  # newer versions of PyTorch give it a type of its own
         timeout=timeout,
     )
+    assert isinstance(group, dist.ProcessGroup), "only a process outside the group has none"
     c10d._world.pg_group_ranks[group] = {i: i for i in range(size)}
     return Group(partial(_broadcast, group), device, writer)
 
