@@ -28,6 +28,7 @@ from servers import ServerProcess, free_port  # noqa: E402
 
 PYTHON_VARIABLE = "HEADWATER_TRAINING_PYTHON"
 PYTHON = Path(os.environ.get(PYTHON_VARIABLE) or HERE.parents[1] / ".venv-training" / "bin" / "python")
+SOURCE = HERE.parents[1] / "src"
 SERVER_ARGUMENTS = ("--dtype", "float32", "--max-total-tokens", "8192", "--log-level", "warning")
 LIMIT_S = 600.0
 
@@ -58,8 +59,10 @@ def train(url: str, folder: Path, *, num_steps: int, learning_rate: float = 4e-3
     """The report of grpo_trainer.py, run against the server at `url`. CalledProcessError with what it printed last."""
     report = folder / "report.json"
     command = [PYTHON, HERE / "grpo_trainer.py", "--url", url, "--model", folder / "model", "--report", report]
+    paths = HERE / "stand_ins", SOURCE  # the stand-in calls NCCL as the server does
     environment = os.environ | {
-        "PYTHONPATH": str(HERE / "stand_ins"), "HF_HUB_OFFLINE": "1", "HOME": str(folder), "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HUB_OFFLINE": "1", "HOME": str(folder),
+        "NO_PROXY": "127.0.0.1",
         "OMP_NUM_THREADS": "1",  # so small a model gains nothing by more, and the server needs a core
     }  # fmt: skip
     ran = subprocess.run(
