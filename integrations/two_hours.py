@@ -37,6 +37,7 @@ from servers import ServerProcess
 
 RESULTS = Path(__file__).parent / "results"
 IDLE_LIMIT_S = 60.0
+LARGEST_STEP = 48  # decodes in one step: more than the streams and the SDKs send at once
 MAX_STORED_RESPONSES = 50  # the default, 1,000, would fill for hours and look like a leak
 MAX_KEPT_SAMPLES = 400  # in the record; every sample counts for the trends
 
@@ -83,14 +84,18 @@ class Run:
             (await self._http.post("/generate", json=body)).raise_for_status()
 
     async def _take_the_largest_step(self) -> None:
-        """A CPU's arrays grow to the largest step: whole chunks of a prompt whose every token has logits."""
-        body = {
-            "input_ids": list(range(1000, 2000)),
-            "sampling_params": {"max_new_tokens": 1},
-            "return_logprob": True,
-            "logprob_start_len": 0,
-        }
-        (await self._http.post("/generate", json=body)).raise_for_status()
+        """A CPU's arrays grow to the largest step: chunks of a prompt whose every token has logits, and decodes."""
+        prompt = {"input_ids": list(range(1000, 2000)), "return_logprob": True, "logprob_start_len": 0}
+        prompt |= {"sampling_params": {"max_new_tokens": 1}}
+        decodes = {"text": "Hello", "sampling_params": {"n": LARGEST_STEP, "max_new_tokens": 200, "ignore_eos": True}}
+
+        async def go_beside() -> None:
+            for _ in range(3):
+                await asyncio.sleep(1.0)
+                (await self._http.post("/generate", json=prompt)).raise_for_status()
+
+        decoded, _ = await asyncio.gather(self._http.post("/generate", json=decodes), go_beside())
+        decoded.raise_for_status()
 
     async def _fill_stored_responses(self, model: str) -> None:
         body = {"model": model, "input": "Hello", "max_output_tokens": 1}
