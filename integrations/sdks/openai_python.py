@@ -42,7 +42,8 @@ def stream(server: Server) -> None:
     assert text == plain.choices[0].message.content
     assert chunks[-1].choices == []
     found = chunks[-1].usage
-    assert found is not None and plain.usage is not None
+    assert found is not None
+    assert plain.usage is not None
     counts = ("prompt_tokens", "completion_tokens", "total_tokens")  # what is cached depends on who flushes meanwhile
     assert [getattr(found, name) for name in counts] == [getattr(plain.usage, name) for name in counts]
     assert all(chunk.choices for chunk in ask(server, stream=True)), "usage comes only when asked for"
