@@ -7,8 +7,7 @@
   tokens a second, by pairs of neighbouring windows, with a 95 % interval. The target of 0.99 is met only if the whole
   interval lies above it. A quiet machine's speed still varies by some per cent from window to window. So a
   second figure is the processor time that the API process takes more for a token, as a share of what all processes
-  take. What varies is then a small part of the whole. Pages and metrics are the work of that process. The engine adds
-  one report a second, whose cost the idle windows show.
+  take. What varies is then a small part of the whole. The engine's report, one a second, is not in this figure.
 - **Idle**: processor time of the server's processes with no page, one, 20, and after 20 were closed.
 
 The server counts the tokens and gives the time of its count, so no request's end falls on a window's edge. The pages
