@@ -14,10 +14,20 @@ from headwater.devices.cuda.kernels import decode as triton_decode
 from headwater.devices.cuda.products import linear as cuda_linear
 from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.execution.gpu_runner import GpuRunner
+from headwater.models.experts.config import GPT_OSS_EXPERTS, ExpertsConfig
 from interpreted_triton import hasten
 
 HAS_CARDS = torch.cuda.device_count() >= 2
-CONFIG = tiny_config(num_layers=1, hidden_size=64, head_dim=16)
+_SIZES: dict[str, object] = {"num_layers": 1, "hidden_size": 64, "head_dim": 16}
+_EXPERTS = ExpertsConfig(3, 2, 48, True, GPT_OSS_EXPERTS.names, has_bias=True, activation="clamped_swiglu")
+CONFIGS = {
+    "all-optional": tiny_config(**_SIZES),
+    # what ranks cut in ways of its own: matrices that are fused, norms of all heads, sinks; experts with biases
+    "fused-and-whole": tiny_config(
+        **_SIZES, fused=("qkv_proj", "gate_up_proj"), mlp_bias=False, qk_norm_whole=True, has_sinks=True
+    ),
+    "experts-with-biases": tiny_config(**_SIZES, mlp_bias=False, qk_norm=False, experts=_EXPERTS),
+}
 LIMIT_S = 75 if HAS_CARDS else 250  # of each process; kernels are compiled or interpreted meanwhile
 _began_s = time.monotonic()
 
@@ -31,10 +41,10 @@ def place_of(rank: int) -> torch.device:
     return torch.device("cuda", rank) if HAS_CARDS else torch.device("cpu")
 
 
-def gpu_runner(*, ranks: CudaRanks | None) -> GpuRunner:
-    """With CUDA graphs where there are cards."""
+def gpu_runner(name: str, *, ranks: CudaRanks | None) -> GpuRunner:
+    """Of one of CONFIGS; with CUDA graphs where there are cards."""
     device = CudaDevice(place_of(0), ranks=ranks)
-    loaded = load_tiny(device, CONFIG)
+    loaded = load_tiny(device, CONFIGS[name])
     return GpuRunner(
         loaded,
         device,
@@ -47,11 +57,11 @@ def gpu_runner(*, ranks: CudaRanks | None) -> GpuRunner:
     )
 
 
-def ranked_gpu_runner(rank: int, rendezvous: Path) -> GpuRunner:
+def ranked_gpu_runner(name: str, rank: int, rendezvous: Path) -> GpuRunner:
     say(rank, "waits for the other rank")
     ranks = CudaRanks(rank=rank, size=2, rendezvous=rendezvous, torch_device=place_of(rank), limit_s=LIMIT_S)
     say(rank, f"has met it; sums are {'of the library' if ranks.one_shot is None else 'our own'}")
-    runner = gpu_runner(ranks=ranks)
+    runner = gpu_runner(name, ranks=ranks)
     say(rank, "has a runner")
     return runner
 
@@ -66,13 +76,13 @@ def leave(rank: int, runner: GpuRunner) -> None:
     say(rank, "has left")
 
 
-def main(rendezvous: Path) -> None:
+def main(name: str, rendezvous: Path) -> None:
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     if not HAS_CARDS:  # interpreted, these kernels take long
         hasten()
         cuda_linear.suits = cuda_linear.suits_gated = lambda *_: False
         triton_decode.split_limits = lambda *_: (2, 64)
-    runner = ranked_gpu_runner(1, rendezvous)
+    runner = ranked_gpu_runner(name, 1, rendezvous)
     for step in range(1000):
         try:
             plan = pickle.load(sys.stdin.buffer)
@@ -84,4 +94,4 @@ def main(rendezvous: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -4,8 +4,9 @@ import hashlib
 import queue
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from headwater.models.loader import LoadedModel, share_of
 from headwater.models.ranks.share import ModelShare
 from headwater.models.reading.build_decoder import build_decoder
 from headwater.models.rope import RopeConfig
-from headwater.models.weights import PlacedWeights, WeightForm
+from headwater.models.weights import PlacedWeights, WeightForm, WeightSource
 from headwater.scheduling.plan import StepPlan
 
 VOCAB_SIZE = 211
@@ -60,9 +61,16 @@ class TinyWeights:
         return HostTensor.of((values + (1 if name.endswith("norm.weight") else 0)).astype(np.float32))
 
 
-def load_tiny(device: Device, config: ModelConfig, *, form: WeightForm = WeightForm("float32")) -> LoadedModel:
-    share = ModelShare.of(device.ranks)
-    placed = PlacedWeights(share_of(TinyWeights(config.parameter_shapes()), config, share, form=form), device, form)
+def load_tiny(
+    device: Device,
+    config: ModelConfig,
+    *,
+    form: WeightForm = WeightForm("float32"),
+    source: WeightSource | None = None,
+) -> LoadedModel:
+    """`source`: of the whole model; if not given, `TinyWeights`."""
+    share, source = ModelShare.of(device.ranks), source or TinyWeights(config.parameter_shapes())
+    placed = PlacedWeights(share_of(source, config, share, form=form), device, form)
     model = build_decoder(config, placed, device)
     return LoadedModel(model, config, form, "0" * 32, weights_bytes=placed.num_bytes, load_s=0.0, share=share)
 
@@ -83,7 +91,10 @@ def tiny_device(*, library: KernelLibrary | None, ranks: CpuRanks | None = None)
 
 
 def tiny_runner(device: CpuDevice, config: ModelConfig, *, form: WeightForm = WeightForm("float32")) -> CpuRunner:
-    loaded = load_tiny(device, config, form=form)
+    return runner_of(load_tiny(device, config, form=form), device)
+
+
+def runner_of(loaded: LoadedModel, device: CpuDevice) -> CpuRunner:
     layout = loaded.kv_layout(page_size=8, dtype="float32")
     return CpuRunner(loaded, device, layout=layout, num_pages=120, max_running=_SLOTS)
 
@@ -136,27 +147,29 @@ class RankedRunner:
 
 @contextmanager
 def ranked_runner(
-    size: int, config: ModelConfig, folder: Path, *, has_kernels: bool, form: WeightForm = WeightForm("float32")
+    size: int,
+    config: ModelConfig,
+    folder: Path,
+    *,
+    has_kernels: bool,
+    form: WeightForm = WeightForm("float32"),
+    load: Callable[[CpuDevice], LoadedModel] | None = None,
 ) -> Iterator[RankedRunner]:
-    """`folder` is for copies of the kernels."""
+    """`folder` is for copies of the kernels. `load`: the model of `config`; if not given, one of `TinyWeights`."""
     num_bytes = rank_buffer_bytes(
         size=size, hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_step_tokens=400
     )
     segment = RankSegment.create(size=size, buffer_bytes=num_bytes, num_slots=_SLOTS)
     groups = [CpuRanks(segment, rank=rank, limit_s=_WAIT_S) for rank in range(size)]
-    runners = [
-        tiny_runner(
-            tiny_device(library=own_kernels(folder / f"rank{group.rank}") if has_kernels else None, ranks=group),
-            config,
-            form=form,
-        )
+    load = load or partial(load_tiny, config=config, form=form)
+    devices = [
+        tiny_device(library=own_kernels(folder / f"rank{group.rank}") if has_kernels else None, ranks=group)
         for group in groups
     ]
+    runners = [runner_of(load(device), device) for device in devices]
     ranked = RankedRunner(runners, groups)
     try:
         yield ranked
     finally:
         ranked.close()
         segment.close()
-
-

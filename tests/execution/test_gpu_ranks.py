@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu_rank import HAS_CARDS, LIMIT_S, gpu_runner, leave, ranked_gpu_runner, say
+from gpu_rank import CONFIGS, HAS_CARDS, LIMIT_S, gpu_runner, leave, ranked_gpu_runner, say
 from ranked_models import VOCAB_SIZE
 from step_driver import GREEDY, DrivenRequest, StepDriver
 
@@ -51,9 +51,9 @@ def _few_interpreted_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 class TwoRanks:
     """Rank 0 here; every plan goes to rank 1 first."""
 
-    def __init__(self, process: subprocess.Popen, rendezvous: Path) -> None:
+    def __init__(self, name: str, process: subprocess.Popen, rendezvous: Path) -> None:
         self._process = process
-        self.runner = ranked_gpu_runner(0, rendezvous)
+        self.runner = ranked_gpu_runner(name, 0, rendezvous)
 
     @property
     def kv(self) -> KVMemory:
@@ -74,8 +74,8 @@ class TwoRanks:
 
 
 @contextmanager
-def rank_process(rendezvous: Path) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, str(Path(__file__).with_name("gpu_rank.py")), str(rendezvous)]
+def rank_process(name: str, rendezvous: Path) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, str(Path(__file__).with_name("gpu_rank.py")), name, str(rendezvous)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
         try:
@@ -109,13 +109,14 @@ def _run(runner: Any, alone: list[DrivenRequest] | None = None) -> list[DrivenRe
     return [greedy, drawn, masked, plain]
 
 
-def test_two_ranks_write_the_text_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_ranks_write_the_text_of_one(name: str, tmp_path: Path) -> None:
     """Heads, columns and tokens of two ranks; tokens that rank 0 drew are on the device of rank 1 for the next step."""
     rendezvous = tmp_path / "rendezvous"
-    with rank_process(rendezvous) as process:  # it imports meanwhile
+    with rank_process(name, rendezvous) as process:  # it imports meanwhile
         say(0, "computes alone")
-        alone = _run(gpu_runner(ranks=None))
-        ranks = TwoRanks(process, rendezvous)
+        alone = _run(gpu_runner(name, ranks=None))
+        ranks = TwoRanks(name, process, rendezvous)
         together = _run(ranks, alone)
         ranks.leave()
     assert [it.outputs for it in together] == [it.outputs for it in alone]

@@ -13,8 +13,8 @@ from headwater.devices.rank_group import RankFailed
 from headwater.execution.cpu_runner import CpuRunner
 from headwater.messages.generation import LogprobParams, SamplingParams
 from headwater.models.config import ModelConfig
-from headwater.models.experts.config import QWEN3_EXPERTS, ExpertsConfig
-from headwater.models.families.norms import GEMMA_NORMS
+from headwater.models.experts.config import GPT_OSS_EXPERTS, QWEN3_EXPERTS, ExpertsConfig
+from headwater.models.families.norms import GEMMA_NORMS, GLM4_NORMS, OLMO2_NORMS
 from headwater.models.rope import RopeConfig
 from headwater.models.weights import WeightForm
 
@@ -49,11 +49,36 @@ CONFIGS = {
     "tied": tiny_config(tie_word_embeddings=True, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False),
     "as-the-default-model": tiny_config(num_heads=9, num_kv_heads=3, hidden_size=72, intermediate_size=96),
     "as-gemma": tiny_config(
-        norms=GEMMA_NORMS, norm_offset=0.5, activation="gelu_tanh", window=9, local_layers=(0,),
-        local_rope=RopeConfig(theta=50.0), score_scale=0.3, embedding_scale=3.0, logits_divisor=2.0,
+        norms=GEMMA_NORMS,
+        norm_offset=0.5,
+        activation="gelu_tanh",
+        window=9,
+        local_layers=(0,),
+        local_rope=RopeConfig(theta=50.0),
+        score_scale=0.3,
+        embedding_scale=3.0,
+        logits_divisor=2.0,
     ),
     "experts": tiny_config(
         mlp_bias=False, experts=ExpertsConfig(5, 2, 48, True, QWEN3_EXPERTS.names, dense_layers=(0,)), num_layers=3
+    ),
+    "norms-of-all-heads": tiny_config(qk_norm_whole=True, norms=OLMO2_NORMS, embedding_scale=3.0),
+    "fused": tiny_config(
+        fused=("qkv_proj", "gate_up_proj"),
+        mlp_bias=False,
+        norms=GLM4_NORMS,
+        is_interleaved=True,
+        rope=RopeConfig(theta=500.0, partial=0.5),
+    ),
+    "as-gpt-oss": tiny_config(
+        has_sinks=True,
+        qk_norm=False,
+        window=9,
+        local_layers=(0,),
+        mlp_bias=False,
+        experts=ExpertsConfig(
+            5, 2, 48, True, GPT_OSS_EXPERTS.names, has_bias=True, activation="clamped_swiglu", is_stacked=True
+        ),
     ),
 }
 
@@ -66,6 +91,13 @@ CONFIGS = {
         ("tied", 2, True),
         ("experts", 2, True),
         ("as-gemma", 2, True),
+        ("norms-of-all-heads", 2, True),
+        ("norms-of-all-heads", 4, True),  # two ranks hold the same keys, and one of them counts their squares
+        ("norms-of-all-heads", 4, False),
+        ("fused", 2, True),
+        ("fused", 4, True),
+        ("as-gpt-oss", 2, True),
+        ("as-gpt-oss", 4, False),
         ("as-the-default-model", 3, True),
         ("as-the-default-model", 3, False),  # shares do not depend on what computes
     ],

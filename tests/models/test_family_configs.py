@@ -7,7 +7,7 @@ import pytest
 
 from headwater.models.config import parse_hf_config
 from headwater.models.model_files import ModelFileError
-from headwater.models.ranks.share import check_tp_size
+from headwater.models.ranks.share import ModelShare, check_tp_size
 
 pytestmark = pytest.mark.slow
 
@@ -187,12 +187,20 @@ def test_what_a_family_does_not_have_is_named(name: str, extra: dict[str, Any], 
         parse_hf_config({**PUBLISHED[name][0], **extra}, {})
 
 
-def test_ranks_refuse_what_they_cannot_cut() -> None:
-    for name, reason in (("microsoft/phi-4", "qkv_proj and gate_up_proj"), ("allenai/OLMo-2-1124-7B", "the QK-norm")):
-        config = parse_hf_config(PUBLISHED[name][0], {})
-        check_tp_size(config, 1)
-        with pytest.raises(ValueError, match=f"--tp-size 2: {reason} of"):
-            check_tp_size(config, 2)
+@pytest.mark.parametrize("name", ["microsoft/phi-4", "allenai/OLMo-2-1124-7B", "zai-org/GLM-4-9B-0414"])
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_ranks_take_all_rows_of_published_shapes(name: str, size: int) -> None:
+    """Phi-4 has 10 KV heads: 4 and 8 ranks do not fit them."""
+    config = parse_hf_config(PUBLISHED[name][0], {})
+    if config.num_kv_heads % size and size % config.num_kv_heads:
+        with pytest.raises(ValueError, match=f"--tp-size {size} does not"):
+            check_tp_size(config, size)
+        return
+    check_tp_size(config, size)
+    for parameter, shape in config.parameter_shapes().items():
+        found = [ModelShare(rank, size).rows(parameter, config) for rank in range(size)]
+        if found[0] is not None:
+            assert {row for parts in found if parts for part in parts for row in part} == set(range(shape[0]))
 
 
 def test_a_model_of_the_older_families_keeps_its_identity() -> None:

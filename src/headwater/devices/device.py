@@ -125,6 +125,24 @@ _EVERY_LAYER = LayerAttention()
 
 
 @dataclass(frozen=True, slots=True)
+class SharedNorm:
+    """The heads of all ranks, whose QK-norm is of them together: it needs sums of squares over the ranks."""
+
+    num_heads: int
+    num_kv_heads: int
+    counts_keys: bool  # False: another rank has the same KV heads, and adds up their squares
+
+    def num_counted(self, geometry: "AttentionGeometry") -> tuple[int, int]:
+        """How many numbers of this rank's queries and keys are in the sums."""
+        dim = geometry.head_dim
+        return geometry.num_heads * dim, self.counts_keys * geometry.num_kv_heads * dim
+
+    def num_normed(self, geometry: "AttentionGeometry") -> tuple[int, int]:
+        """How many numbers of all ranks' queries and keys the sums are of."""
+        return self.num_heads * geometry.head_dim, self.num_kv_heads * geometry.head_dim
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionGeometry:
     """The shape of a model's attention."""
 
@@ -136,6 +154,7 @@ class AttentionGeometry:
     layers: tuple[LayerAttention, ...] = ()  # empty: all are alike
     norm_offset: float = 0.0  # the QK-norm multiplies by its weight plus this
     norms_whole: bool = False  # the QK-norm is of all heads together: weights [H D] and [G D]
+    shared_norm: SharedNorm | None = None  # where ranks share such a norm
     rotary_pairs: int | None = None  # only these are rotated, of dims (i, i + rotary_pairs); None: all D / 2
     is_interleaved: bool = False  # pair i is of dims (2i, 2i + 1)
     has_sinks: bool = False  # attention is called with sinks

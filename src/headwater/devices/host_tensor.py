@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,10 @@ class HostTensor:
         """Rows [start, stop) of the outermost dimension, a view where possible."""
         return self._pick(slice(start, stop))
 
+    def take_ranges(self, ranges: Sequence[range]) -> "HostTensor":
+        """A copy of the rows of several ranges, one after another."""
+        return joined_rows([self.rows(each.start, each.stop) for each in ranges])
+
     def take_rows(self, order: npt.NDArray[np.integer]) -> "HostTensor":
         """A copy with the rows `order`, in that order. Blocks lie within a row, so they stay whole."""
         return self._pick(order)
@@ -103,16 +108,20 @@ def joined_rows(parts: Sequence[HostTensor]) -> HostTensor:
 class RandomTensor:
     """Normally distributed numbers that a device makes itself; each kind of device has numbers of its own.
 
-    A part of a tensor has the numbers of the whole: `part` are its rows and columns, None for all.
+    A part of a tensor has the numbers of the whole: `part` are its rows and columns, empty for all. `ranges` are its
+    rows where they do not follow each other.
     """
 
     whole: tuple[int, ...]
     seed: int
     scale: float
     part: tuple[slice, ...] = ()
+    ranges: tuple[range, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if self.ranges:
+            return (sum(map(len, self.ranges)), *self.whole[1:])
         cut = tuple(part.stop - part.start for part in self.part)
         return cut + self.whole[len(cut) :]
 
@@ -122,9 +131,16 @@ class RandomTensor:
     def columns(self, start: int, stop: int) -> "RandomTensor":
         return replace(self, part=(slice(0, self.whole[0]), slice(start, stop)))
 
+    def take_ranges(self, ranges: Sequence[range]) -> "RandomTensor":
+        return replace(self, ranges=tuple(ranges))
+
+    def of_whole(self, values: Any) -> Any:
+        """Its part of the numbers of the whole, an array of numpy or of PyTorch."""
+        return values[np.concatenate([np.array(each) for each in self.ranges])] if self.ranges else values[self.part]
+
     def to_host(self) -> HostTensor:
         generator = np.random.Generator(np.random.SFC64(self.seed))
-        values = generator.standard_normal(self.whole, dtype=np.float32)[self.part]
+        values = self.of_whole(generator.standard_normal(self.whole, dtype=np.float32))
         values *= np.float32(self.scale)
         return HostTensor.of(values)
 

@@ -5,7 +5,7 @@ inputs: a part of a row (int4), a whole row, a square (DeepSeek's float8) or all
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -79,6 +79,23 @@ class ScaledTensor:
         shape = (stop - start, self.shape[1])
         codes = self.codes[start:stop]
         return replace(self, shape=shape, codes=codes, scales=scales, offsets=offsets, tile=(fine, wide))
+
+    def take_ranges(self, ranges: Sequence[range]) -> "ScaledTensor":
+        """A copy of the outputs of several ranges, one after another. Their tiles may be smaller."""
+        parts = [self.rows(each.start, each.stop) for each in ranges]
+        high = math.gcd(*(part.tile[0] for part in parts), *(len(each) for each in ranges[:-1]))
+        whole = slice(None)
+        scales = [part._finer(part.scales, part.tile[0] // high, axis=0, cut=whole) for part in parts]
+        offsets = [part._finer(part.offsets, part.tile[0] // high, axis=0, cut=whole) for part in parts]
+        num = [-(-len(each) // high) for each in ranges]
+        return replace(
+            self,
+            shape=(sum(map(len, ranges)), self.shape[1]),
+            codes=np.concatenate([part.codes for part in parts]),
+            scales=_first_of_each(scales, num),
+            offsets=None if self.offsets is None else _first_of_each(offsets, num),
+            tile=(high, self.tile[1]),
+        )
 
     def columns(self, start: int, stop: int) -> "ScaledTensor":
         """Inputs [start, stop). ValueError if the codes cannot be cut there."""
@@ -182,6 +199,11 @@ def as_float16(values: Floats) -> npt.NDArray[np.float16] | None:
     with np.errstate(invalid="ignore"):
         is_near = np.abs(found.astype(np.float32) - values) <= np.abs(values) * np.float32(_HALF_ROUNDING)
     return found if is_near.all() else None
+
+
+def _first_of_each(parts: Sequence[Floats | None], num: Sequence[int]) -> Floats:
+    """The first rows of each part, one after another."""
+    return np.concatenate([part[:end] for part, end in zip(parts, num, strict=True) if part is not None])
 
 
 def _copy(codes: Bytes, out: Bytes) -> None:

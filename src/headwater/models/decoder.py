@@ -24,6 +24,7 @@ from headwater.devices.device import (
     Linear,
     ModelDevice,
     RotaryAngles,
+    SharedNorm,
     StepAttention,
 )
 from headwater.models.config import ModelConfig
@@ -91,6 +92,7 @@ class DecoderModel:
             ),
             norm_offset=config.norm_offset,
             norms_whole=config.qk_norm_whole,
+            shared_norm=_shared_norm(config, share),
             rotary_pairs=config.rotary_pairs,
             is_interleaved=config.is_interleaved,
             has_sinks=config.has_sinks,
@@ -298,6 +300,12 @@ class DecoderModel:
         else:
             yield from _named(prefix, layer.mlp.gate_up, self._gate_up_names)
             yield from _named(prefix, layer.mlp.down, ("down_proj",))
+
+
+def _shared_norm(config: ModelConfig, share: ModelShare) -> SharedNorm | None:
+    if share.size == 1 or not config.qk_norm_whole:
+        return None
+    return SharedNorm(config.num_heads, config.num_kv_heads, counts_keys=share.owns_kv_heads(config))
 
 
 def _named(prefix: str, packed: Linear | GatedLinear, names: Sequence[str] = ("",)) -> Iterator[tuple[str, Array]]:

@@ -17,6 +17,7 @@ _KINDS = {
     "rms_norm": "norms",
     "prepare_qkv": "rotary, KV write",
     "rotary_angles": "rotary, KV write",
+    "square_sums": "norms",
     "quantize": "activations to int",
     "argmax": "sampling",
     "select_rows": "sampling",

@@ -26,6 +26,7 @@ from headwater.devices.cuda.kernels.experts.route import Counts, route
 from headwater.devices.cuda.kernels.fixed import fixed_logsumexp
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.head_copy import copy_heads
+from headwater.devices.cuda.kernels.layers import norm_columns, square_sums
 from headwater.devices.cuda.kernels.one_shot import OneShotBuffers, one_shot_all_reduce
 from headwater.devices.cuda.kernels.page_copy import copy_pages
 from headwater.devices.cuda.kernels.rounded import activate_round, add_and_norm, round_tokens
@@ -95,6 +96,9 @@ def layers() -> None:
     device = CudaDevice(torch.device("cpu"))
     device.rms_norm(torch.zeros(3, 512), torch.ones(512, dtype=torch.bfloat16), 1e-6)
     weight, bias = torch.zeros(1024, 512, dtype=torch.bfloat16), torch.zeros(1024, dtype=torch.bfloat16)
+    queries = torch.zeros(3, 512, dtype=torch.bfloat16)
+    squares = square_sums(queries, (0, 256), (256, 0))
+    norm_columns(queries, weight[0], 1e-6, squares=squares[:, 0], num_normed=1024)
     for num_tokens in (1, 4, 9):
         x = torch.zeros(num_tokens, 512, dtype=torch.bfloat16)
         device.pack_linear([weight], [bias])(x)

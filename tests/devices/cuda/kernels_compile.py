@@ -31,7 +31,7 @@ KERNELS = {
     "float32": ATTENTION,
     "float32-large-heads": ATTENTION,
     "float8": ATTENTION,
-    "layers": {"_norm_kernel", "_activate_mul_kernel", "_skinny_kernel"},
+    "layers": {"_norm_kernel", "_square_sums_kernel", "_activate_mul_kernel", "_skinny_kernel"},
     "coded": {
         "_one_token_kernel", "_tiles_kernel", "_group_sums_kernel", "_add_splits_kernel", "_numbers_kernel",
         "_round_kernel", "_one_float8_kernel", "_activate_round_kernel", "_activate_piece_kernel",

@@ -14,7 +14,7 @@ from headwater.devices.cuda.kernels import layers, rounded
 from headwater.devices.cuda.kernels.coded import tiles
 from headwater.devices.cuda.kernels.experts import grouped, ordered, route
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
-from headwater.devices.cuda.kernels.layers import activate_mul, norm_columns
+from headwater.devices.cuda.kernels.layers import activate_mul, norm_columns, square_sums
 from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
@@ -60,6 +60,27 @@ def test_norms_and_gates_of_single_families() -> None:
         apart = device.pack_gated_linear(gate, up, activation="gelu_tanh")
         torch.testing.assert_close(apart(some), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(fused.unpack()[0][0], gate_up)
+
+
+def test_a_norm_that_ranks_share_takes_the_sums_of_all() -> None:
+    """Two ranks with half of the columns each give what one has; the second one counts no keys."""
+    rows, weight = torch.randn(5, 1536, device=PLACE), 1 + 0.1 * torch.randn(1536, device=PLACE)
+    parts = [rows[:, :768].clone(), rows[:, 768:].clone()]
+    sums = [square_sums(part, (0, 512), num) for part, num in zip(parts, ((512, 256), (512, 0)), strict=True)]
+    squares = sums[0] + sums[1]
+    expected = torch.stack(
+        (rows[:, :512].square().sum(1) + rows[:, 768:1280].square().sum(1), rows[:, 512:768].square().sum(1)), 1
+    )
+    torch.testing.assert_close(squares, expected)
+    for part, first in zip(parts, (0, 768), strict=True):
+        norm_columns(
+            part[:, :512], weight[first : first + 512], 1e-5, offset=0.5, squares=squares[:, 0], num_normed=1024
+        )
+    queries = torch.cat((rows[:, :512], rows[:, 768:1280]), dim=1)
+    of_queries = torch.cat((weight[:512], weight[768:1280])) + 0.5
+    normed = F.rms_norm(queries, (1024,), of_queries, 1e-5)
+    torch.testing.assert_close(torch.cat((parts[0][:, :512], parts[1][:, :512]), dim=1), normed)
+    assert torch.equal(parts[0][:, 512:], rows[:, 512:768]), "other columns stay"
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5])

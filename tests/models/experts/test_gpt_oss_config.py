@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import pytest
-from mxfp4_files import GPT_OSS_20B, GPT_OSS_120B, TINY
+from mxfp4_files import GPT_OSS_20B, GPT_OSS_120B
 
 from headwater.models.config import ModelConfig, parse_hf_config
 from headwater.models.model_files import ModelFileError
-from headwater.models.ranks.share import check_tp_size
+from headwater.models.ranks.share import ModelShare, check_tp_size
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,11 @@ def test_what_is_not_served_is_refused_by_name(changes: dict[str, Any], message:
         _changed(**changes)
 
 
-def test_ranks_are_refused() -> None:
-    """Cut without care, a bias would be added once by each rank."""
-    check_tp_size(parse_hf_config(TINY, {}), 1)
-    with pytest.raises(ValueError, match="--tp-size 2: attention sinks and biases of experts, as GptOssForCausalLM"):
-        check_tp_size(parse_hf_config(TINY, {}), 2)
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_ranks_cut_the_published_experts_between_blocks_of_32(size: int) -> None:
+    config = parse_hf_config(GPT_OSS_20B, {})
+    check_tp_size(config, size)
+    shares = [ModelShare(rank, size).mlp_columns(config, of_expert=True) for rank in range(size)]
+    assert [column for share in shares for column in share] == list(range(2880))
+    assert all(share.start % 32 == 0 for share in shares)
+    assert max(map(len, shares)) <= 1.1 * 2880 / size

@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from headwater.devices.cpu.device import CpuDevice
 from headwater.devices.cpu.ranks.group import CpuRanks
 from headwater.devices.cpu.ranks.segment import RankSegment
-from headwater.devices.host_tensor import HostTensor
+from headwater.devices.host_tensor import HostTensor, RandomTensor
 from headwater.devices.quantise import quantise
+from headwater.devices.scaled_tensor import Codes, ScaledTensor
 from headwater.models.config import ModelConfig
 from headwater.models.experts.config import MIXTRAL_EXPERTS, ExpertsConfig
 from headwater.models.loader import LoadedModel, load_model, read_config, resolve_model
@@ -28,12 +29,13 @@ EXPERTS = ExpertsConfig(
 
 
 def _config(**changes: Any) -> ModelConfig:
-    sizes = {"vocab_size": 211, "hidden_size": 32, "intermediate_size": 112, "num_heads": 4, "num_kv_heads": 2,
-             "num_layers": 1}  # fmt: skip
+    base: dict[str, Any] = {
+        "vocab_size": 211, "hidden_size": 32, "intermediate_size": 112, "num_heads": 4, "num_kv_heads": 2,
+        "num_layers": 1, "qkv_bias": False, "mlp_bias": False, "qk_norm": False,
+    }  # fmt: skip
     return ModelConfig(
         architecture="LlamaForCausalLM", head_dim=8, rope=RopeConfig(theta=500.0), norm_eps=1e-5,
-        tie_word_embeddings=True, qkv_bias=False, o_bias=True, mlp_bias=False, qk_norm=False, max_context=64,
-        **(sizes | changes),
+        tie_word_embeddings=True, o_bias=True, max_context=64, **(base | changes),
     )  # fmt: skip
 
 
@@ -95,6 +97,38 @@ def test_columns_of_a_quantised_matrix_are_its_blocks() -> None:
     np.testing.assert_array_equal(weight.columns(32, 96).to_float32(), weight.to_float32()[:, 32:96])
 
 
+@pytest.mark.parametrize("format", ["int4", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("tile", [(1, 32), (24, 64), (112, 64), (64, 64)])
+@pytest.mark.parametrize("has_offsets", [False, True])
+def test_codes_of_a_fused_matrix_keep_their_scales(format: Codes, tile: tuple[int, int], has_offsets: bool) -> None:
+    """Tiles of outputs that go across the borders of the matrices and of the ranks' parts."""
+    random = np.random.default_rng(7)
+    config = _config(fused=("gate_up_proj",), intermediate_size=112)
+    shape, per_row, dtype = (224, 64), 32 if format == "int4" else 64, np.int8 if format == "int8" else np.uint8
+    num_tiles = tuple(-(-size // part) for size, part in zip(shape, tile, strict=True))
+    weight = ScaledTensor(
+        format, shape,
+        codes=random.integers(0, 100, (224, per_row)).astype(dtype),
+        scales=random.random(num_tiles, dtype=np.float32),
+        offsets=random.random(num_tiles, dtype=np.float32) if has_offsets else None,
+        tile=tile,
+    )  # fmt: skip
+    name = "model.layers.0.mlp.gate_up_proj.weight"
+    cuts = [ModelShare(rank, 4).cut(name, weight, config) for rank in range(4)]
+    parts = [cut.to_float32() for cut in cuts if isinstance(cut, ScaledTensor)]
+    np.testing.assert_array_equal(join(name, parts, config), weight.to_float32())
+
+
+def test_random_numbers_of_a_fused_matrix_are_those_of_the_whole() -> None:
+    config = _config(fused=("qkv_proj",))
+    whole = RandomTensor((64, 32), seed=3, scale=0.5)
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    cuts = [ModelShare(rank, 2).cut(name, whole, config) for rank in range(2)]
+    parts = [cut.to_host().to_float32() for cut in cuts if isinstance(cut, RandomTensor)]
+    assert [cut.shape for cut in cuts] == [(32, 32), (32, 32)]
+    np.testing.assert_array_equal(join(name, parts, config), whole.to_host().to_float32())
+
+
 def test_a_bias_behind_a_sum_is_added_once() -> None:
     bias = HostTensor.of(np.arange(1, 5, dtype=np.float32))
     parts = [ModelShare(rank, 2).cut("model.layers.0.self_attn.o_proj.bias", bias, _config()) for rank in range(2)]
@@ -150,16 +184,22 @@ def test_a_size_is_refused_before_weights_are_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("num_rows", [3, 1000])
-@pytest.mark.parametrize("experts", [None, EXPERTS])
-def test_parameters_are_put_together_from_the_parts_of_ranks(
-    size: int, num_rows: int, experts: ExpertsConfig | None
-) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"experts": EXPERTS},
+        {"fused": ("qkv_proj", "gate_up_proj"), "qkv_bias": True, "mlp_bias": True},
+        {"qk_norm": True, "qk_norm_whole": True, "has_sinks": True},
+    ],
+)
+def test_parameters_are_put_together_from_the_parts_of_ranks(size: int, num_rows: int, changes: dict[str, Any]) -> None:
     """Four ranks of two KV heads: two of them hold the same head. Only first rows are asked for, so parts are short."""
-    config = _config(experts=experts, num_layers=2)
+    config = _config(num_layers=2, **changes)
     for name, shape in config.parameter_shapes().items():
         whole = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         cuts = [ModelShare(rank, size).cut(name, HostTensor.of(whole), config) for rank in range(size)]
         parts = [cut.to_float32()[:num_rows] for cut in cuts if isinstance(cut, HostTensor)]
         assert np.array_equal(join(name, parts, config)[:num_rows], whole[:num_rows]), name
-        if ".experts." in name and size > 1:
-            assert all(cut.shape != whole.shape for cut in cuts), "an expert is cut, not whole on every rank"
+        if size > 1 and any(part in name for part in (".experts.", "_proj.weight", "_norm.weight", "sinks")):
+            assert all(cut.shape != whole.shape for cut in cuts), "it is cut, not whole on every rank"

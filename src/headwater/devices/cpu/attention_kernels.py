@@ -43,6 +43,8 @@ class AttentionJob(ctypes.Structure):
         ("q_norm", _POINTER),
         ("k_norm", _POINTER),
         ("norms_whole", _INT64),
+        ("squares", _POINTER),
+        ("num_normed", _INT64 * 2),
         ("pair_order", _POINTER),
         ("window", _INT64),
         ("sinks", _POINTER),
@@ -61,6 +63,15 @@ class RmsNormJob(ctypes.Structure):
     _fields_ = (
         ("x", _POINTER), ("weight", _POINTER), ("y", _POINTER), ("size", _INT64), ("eps", _FLOAT), ("rows", _INT64),
         ("activations", _POINTER), ("activation_format", _INT64),  # fuse_activations of packed_layers.py
+    )  # fmt: skip
+
+
+class SquareSumsJob(ctypes.Structure):
+    """`SquareSumsJob` of kernels/rotary.c: squares of queries and of keys, float32[T, stride] -> float32[T, 2]."""
+
+    _fields_ = (
+        ("qkv", _POINTER), ("squares", _POINTER), ("stride", _INT64), ("first_key", _INT64),
+        ("num_counted", _INT64 * 2),
     )  # fmt: skip
 
 

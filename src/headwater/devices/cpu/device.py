@@ -205,9 +205,7 @@ class CpuDevice:
         block.add_to(residual, *inputs)
         return rms_norm(residual, weight, eps, offset=offset)
 
-    def add_rms_norm(
-        self, residual: Array, x: Array, weight: HostTensor, eps: float, *, offset: float = 0.0
-    ) -> None:
+    def add_rms_norm(self, residual: Array, x: Array, weight: HostTensor, eps: float, *, offset: float = 0.0) -> None:
         add_rms_norm(residual, x, weight, eps, offset=offset)
 
     def without_norm(self, residual: Array, like: HostTensor) -> Array:
@@ -234,7 +232,7 @@ class CpuDevice:
     def record_attention(
         self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: Sequence[RotaryAngles]
     ) -> RecordedAttention:
-        return RecordedAttention(program, geometry, layout, rotary=rotary)
+        return RecordedAttention(program, geometry, layout, rotary=rotary, ranks=self.cpu_ranks)
 
     def attention_work(
         self,

@@ -1,5 +1,6 @@
 """The attention of a CPU's model: called by a model's layers, it records ops (program.py)."""
 
+import ctypes
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from headwater.devices.cpu.attention_kernels import (
     KV_DTYPES,
     AttentionJob,
     RotaryAnglesJob,
+    SquareSumsJob,
     check_geometry,
     partial_arrays,
 )
@@ -19,8 +21,10 @@ from headwater.devices.cpu.plain.attention import StepRows, attend, prepare_qkv
 from headwater.devices.cpu.plain.kv_pages import LayerPages
 from headwater.devices.cpu.plain.norm import Floats, rotary_angles
 from headwater.devices.cpu.program import Array, Program, StepArrays
+from headwater.devices.cpu.ranks.group import CpuRanks
+from headwater.devices.cpu.ranks.ops import all_reduce
 from headwater.devices.cpu.row_ops import norm_weight
-from headwater.devices.device import AttentionGeometry, RotaryAngles
+from headwater.devices.device import AttentionGeometry, RotaryAngles, SharedNorm
 from headwater.devices.host_tensor import HostTensor
 from headwater.devices.kv_memory import KVLayout
 
@@ -29,10 +33,18 @@ class RecordedAttention:
     """device.StepAttention of every step that the program will run, over KV pages of one layout."""
 
     def __init__(
-        self, program: Program, geometry: AttentionGeometry, layout: KVLayout, *, rotary: Sequence[RotaryAngles]
+        self,
+        program: Program,
+        geometry: AttentionGeometry,
+        layout: KVLayout,
+        *,
+        rotary: Sequence[RotaryAngles],
+        ranks: CpuRanks | None = None,
     ) -> None:
+        """`ranks` is needed where they share the QK-norm."""
         check_geometry(num_heads=geometry.num_heads, num_kv_heads=geometry.num_kv_heads, head_dim=geometry.head_dim)
         self._program = program
+        self._ranks = ranks
         self._geometry = geometry
         self._layout = layout
         self._partials = partial_arrays(
@@ -80,14 +92,29 @@ class RecordedAttention:
             norms=norms,
             norm_eps=shape.norm_eps,
             norms_whole=shape.norms_whole,
+            num_normed=None if shape.shared_norm is None else shape.shared_norm.num_normed(shape),
             pair_order=self._pair_order,
         )
         cos, sin = self._rotary[shape.layer(layer).rotary]
         rotated = {"qkv": qkv, "cos": cos, "sin": sin}
+        if shape.shared_norm is not None:
+            rotated["squares"] = self._sum_squares(qkv, shape.shared_norm)
+            job.num_normed[:] = shape.shared_norm.num_normed(shape)
         self._program.append("prepare_qkv", job, rotated, plain=prepare, keeps=keeps)
         attend_plainly = partial(_attend, pages=pages, scale=job.scale, window=window, sinks=sink_scores)
         self._program.append("attention", job, {"qkv": qkv, "out": out}, plain=attend_plainly)
         return out
+
+    def _sum_squares(self, qkv: Array, norm: SharedNorm) -> Array:
+        """Record each token's sums of squares over the ranks, of queries and of keys. float32[T, 2]"""
+        assert self._ranks is not None
+        shape = self._geometry
+        squares = self._program.array(TOKENS, 2)
+        first_key, counted = shape.num_heads * shape.head_dim, norm.num_counted(shape)
+        job = SquareSumsJob(stride=qkv.width, first_key=first_key, num_counted=(ctypes.c_int64 * 2)(*counted))
+        plain = partial(_square_sums, first_key=first_key, counted=counted)
+        self._program.append("square_sums", job, {"qkv": qkv, "squares": squares}, plain=plain)
+        return all_reduce(squares, self._ranks)
 
 
 def _record_angles(program: Program, rotary: RotaryAngles) -> tuple[Array, Array]:
@@ -136,6 +163,11 @@ def _prepare_qkv(
 ) -> None:
     q_norm, k_norm = norms
     prepare_qkv(qkv, _rows(step), pages(step), cos=cos, sin=sin, q_norm=q_norm, k_norm=k_norm, **options)
+
+
+def _square_sums(_: StepArrays, *, qkv: Floats, squares: Floats, first_key: int, counted: tuple[int, int]) -> None:
+    for which, first in enumerate((0, first_key)):
+        squares[:, which] = np.square(qkv[:, first : first + counted[which]]).sum(axis=-1, dtype=np.float32)
 
 
 def _attend(step: StepArrays, *, qkv: Floats, out: Floats, pages: partial[LayerPages], **options: Any) -> None:

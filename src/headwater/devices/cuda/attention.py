@@ -8,11 +8,12 @@ import torch
 from headwater.devices.cuda.external_attention import ExternalAttention
 from headwater.devices.cuda.kernels.decode import DecodeScratch, decode
 from headwater.devices.cuda.kernels.gather import gather
-from headwater.devices.cuda.kernels.layers import norm_columns
+from headwater.devices.cuda.kernels.layers import norm_columns, square_sums
 from headwater.devices.cuda.kernels.prefill import PrefillScratch, prefill
 from headwater.devices.cuda.kernels.rotary import write_prompt_kv
 from headwater.devices.cuda.kernels.rows import Unscaled
 from headwater.devices.cuda.paged_batch import ExternalChunks, PagedBatch
+from headwater.devices.cuda.ranks.group import CudaRanks
 from headwater.devices.device import AttentionGeometry
 from headwater.devices.kv_memory import KVMemory
 
@@ -30,7 +31,9 @@ class TritonStepAttention:
         prefill_scratch: PrefillScratch | None,
         external_attention: ExternalAttention | None = None,
         is_deterministic: bool = False,
+        ranks: CudaRanks | None = None,
     ) -> None:
+        """`ranks` is needed where they share the QK-norm."""
         assert not (is_deterministic and batch.num_decodes), "a decode is a chunk of one token then"
         assert scratch is not None or not batch.num_decodes
         assert prefill_scratch is not None or batch.chunks is None
@@ -42,6 +45,7 @@ class TritonStepAttention:
         self._prefill_scratch = prefill_scratch
         self._external_attention = external_attention
         self._is_deterministic = is_deterministic
+        self._ranks = ranks
 
     @property
     def reads_unscaled(self) -> bool:
@@ -61,9 +65,7 @@ class TritonStepAttention:
         qkv = qkv.product if isinstance(qkv, Unscaled) else qkv
         assert scales is None or self.reads_unscaled
         if shape.norms_whole and q_norm is not None and k_norm is not None:
-            q_size, kv_size = (num * shape.head_dim for num in (shape.num_heads, shape.num_kv_heads))
-            norm_columns(qkv[:, :q_size], q_norm, shape.norm_eps, offset=shape.norm_offset)
-            norm_columns(qkv[:, q_size : q_size + kv_size], k_norm, shape.norm_eps, offset=shape.norm_offset)
+            self._norm_whole(qkv, (q_norm, k_norm))
             q_norm = k_norm = None
         out = torch.empty((len(qkv), shape.num_heads * shape.head_dim), dtype=qkv.dtype, device=qkv.device)
         if batch.num_decodes:
@@ -100,6 +102,20 @@ class TritonStepAttention:
                 assert sinks is None, "geometries with sinks are refused by external backends"
                 self._attend_external(qkv, out, layer, batch.chunks.external)
         return out
+
+    def _norm_whole(self, qkv: torch.Tensor, norms: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Norm queries and keys in place, each by all heads together: those of all ranks."""
+        shape = self._geometry
+        sizes = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        firsts, sums, nums = (0, sizes[0]), (None, None), (0, 0)
+        if shape.shared_norm is not None:
+            assert self._ranks is not None
+            nums = shape.shared_norm.num_normed(shape)
+            squares = square_sums(qkv, firsts, shape.shared_norm.num_counted(shape))
+            sums = self._ranks.all_reduce(squares).unbind(1)
+        for first, size, norm, some, num in zip(firsts, sizes, norms, sums, nums, strict=True):
+            columns = qkv[:, first : first + size]
+            norm_columns(columns, norm, shape.norm_eps, offset=shape.norm_offset, squares=some, num_normed=num)
 
     def _attend_external(self, qkv: torch.Tensor, out: torch.Tensor, layer: int, chunks: ExternalChunks) -> None:
         """Queries are rotated in place already, and keys and values are in their pages."""

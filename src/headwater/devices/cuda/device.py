@@ -74,6 +74,7 @@ class CudaDevice:
     """
 
     name = "cuda"
+
     def __init__(
         self,
         torch_device: torch.device | None = None,
@@ -371,6 +372,7 @@ class CudaDevice:
             prefill_scratch=self._prefill_scratch,
             external_attention=self.external_attention,
             is_deterministic=self.is_deterministic,
+            ranks=self.cuda_ranks,
         )
 
     def reserve_decodes(self, geometry: AttentionGeometry, num_rows: int) -> None:

@@ -51,7 +51,7 @@ def _random(weight: RandomTensor, device: torch.device) -> torch.Tensor:
         return from_host(weight.to_host())
     generator = torch.Generator(device).manual_seed(weight.seed)
     whole = torch.randn(weight.whole, generator=generator, device=device)
-    return whole[weight.part].mul(weight.scale) if weight.part else whole.mul_(weight.scale)
+    return weight.of_whole(whole).mul(weight.scale) if weight.part or weight.ranges else whole.mul_(weight.scale)
 
 
 def open_shared(handle: Sequence[Any]) -> torch.Tensor:

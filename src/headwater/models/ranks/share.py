@@ -63,6 +63,30 @@ class ModelShare:
         start, stop = (rank * num_units // self.size * unit for rank in (self.rank, self.rank + 1))
         return range(start, min(stop, total))
 
+    def owns_kv_heads(self, config: ModelConfig) -> bool:
+        """Whether no rank before it holds the same KV heads."""
+        return self.rank % max(self.size // config.num_kv_heads, 1) == 0
+
+    def rows(self, name: str, config: ModelConfig) -> list[range] | None:
+        """Which rows of a parameter it has, a range of each matrix that is fused in it; None: all of them."""
+        which, kind = _which(name)
+        heads, kv_heads = self.heads(config), self.kv_heads(config)
+        q, kv = _features(heads, config), _features(kv_heads, config)
+        if which in ("q_proj", "k_proj", "v_proj"):
+            return [q if which == "q_proj" else kv]
+        if which == "qkv_proj":
+            return [q, _behind(kv, config.q_size), _behind(kv, config.q_size + config.kv_size)]
+        if which in ("q_norm", "k_norm") and config.qk_norm_whole:
+            return [q if which == "q_norm" else kv]
+        if kind == "sinks":
+            return [heads]
+        inner = self.mlp_columns(config, of_expert=_is_of_expert(name))
+        if which in ("gate_proj", "up_proj"):
+            return [inner]
+        if which == "gate_up_proj":
+            return [inner, _behind(inner, config.intermediate_size)]
+        return [self.tokens(config)] if which in ("embed_tokens", "lm_head") else None
+
     def cut(self, name: str, weight: Whole, config: ModelConfig) -> Whole:
         """Its part of one parameter, a view where possible. ValueError if that would cut through a quantised block.
 
@@ -70,14 +94,10 @@ class ModelShare:
         """
         if self.size == 1:
             return weight
+        rows = self.rows(name, config)
+        if rows is not None:
+            return weight.rows(rows[0].start, rows[0].stop) if len(rows) == 1 else weight.take_ranges(rows)
         which, kind = _which(name)
-        if which in ("q_proj", "k_proj", "v_proj"):
-            heads = self.heads(config) if which == "q_proj" else self.kv_heads(config)
-            return _rows(weight, _features(heads, config))
-        if which in ("gate_proj", "up_proj"):
-            return _rows(weight, self.mlp_columns(config, of_expert=_is_of_expert(name)))
-        if which in ("embed_tokens", "lm_head"):
-            return _rows(weight, self.tokens(config))
         if which not in ("o_proj", "down_proj"):
             return weight
         if kind == "bias":
@@ -97,11 +117,14 @@ WHOLE = ModelShare(0, 1)
 def join(name: str, parts: Sequence[Floats], config: ModelConfig) -> Floats:
     """The inverse of `ModelShare.cut`: one parameter, or its first rows, from the parts of all ranks."""
     size, (which, kind) = len(parts), _which(name)
-    if which in ("k_proj", "v_proj"):  # several ranks may hold the same head
-        first = {ModelShare(rank, size).kv_heads(config).start: part for rank, part in reversed([*enumerate(parts)])}
-        return np.concatenate([first[start] for start in sorted(first)])
-    if which in ("q_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head"):
-        return np.concatenate(parts)
+    pieces: dict[int, Floats] = {}  # by their first row in the whole: several ranks may hold the same head
+    for rank, part in enumerate(parts):
+        at = 0
+        for rows in ModelShare(rank, size).rows(name, config) or []:
+            pieces.setdefault(rows.start, part[at : at + len(rows)])
+            at += len(rows)
+    if pieces:
+        return np.concatenate([pieces[start] for start in sorted(pieces)])
     if which in ("o_proj", "down_proj") and kind != "bias":
         return np.concatenate(parts, axis=1)
     return parts[0]
@@ -111,16 +134,6 @@ def check_tp_size(config: ModelConfig, size: int) -> None:
     """ValueError if a model of this config cannot be shared by `size` ranks."""
     if size < 1:
         raise ValueError(f"--tp-size must be at least 1, found {size}")
-    if size > 1 and config.qk_norm_whole:
-        raise ValueError(f"--tp-size {size}: the QK-norm of {config.architecture} is of all heads together; take 1")
-    if size > 1 and config.fused:
-        names = " and ".join(config.fused)
-        raise ValueError(f"--tp-size {size}: {names} of {config.architecture} are not cut into shares yet; take 1")
-    if size > 1 and config.has_sinks:
-        raise ValueError(
-            f"--tp-size {size}: attention sinks and biases of experts, as {config.architecture} has them, are not cut "
-            "into shares yet; take 1"
-        )
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if heads % size:
         fit = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0 and _has_whole_kv_heads(kv_heads, n))
@@ -171,5 +184,5 @@ def _features(heads: range, config: ModelConfig) -> range:
     return range(heads.start * config.head_dim, heads.stop * config.head_dim)
 
 
-def _rows(weight: Whole, rows: range) -> Whole:
-    return weight.rows(rows.start, rows.stop)
+def _behind(rows: range, first: int) -> range:
+    return range(first + rows.start, first + rows.stop)

@@ -19,6 +19,8 @@ typedef struct {
     float *qkv;                          // [T][(num_heads + 2 num_kv_heads) head_dim]; queries are rotated in place
     const float *q_norm, *k_norm;        // [head_dim] or NULL
     int64_t norms_whole;                 // the norms are of all heads together: [num_heads head_dim] and so on
+    const float *squares;                // [T][2] sums over ranks, for norms of all heads of all ranks; NULL: of these
+    int64_t num_normed[2];               // numbers of queries and of keys that the sums are of
     const int32_t *pair_order;           // [head_dim] dims in the order of rotary pairs; NULL: as they are
     int64_t window;                      // keys that a query sees, its own included; 0: all before it
     const float *sinks;                  // [num_heads] a score more in each softmax, of no value; NULL: none

@@ -46,6 +46,36 @@ static void angles_chunk(const void *opaque, const Step *step, int64_t chunk) {
 
 const Kernel hw_rotary_angles = {.num_chunks = token_chunks, .run_chunk = angles_chunk, .has_ordered_rows = HAS_AMX};
 
+// Where ranks share the norm of all heads: each token's sums of squares over this rank's queries and keys.
+typedef struct {
+    const float *qkv;  // [T][stride]
+    float *squares;    // [T][2]
+    int64_t stride, first_key;
+    int64_t num_counted[2];  // numbers of queries and of keys; no keys where another rank counts the same ones
+} SquareSumsJob;
+
+static void squares_chunk(const void *opaque, const Step *step, int64_t chunk) {
+    const SquareSumsJob *job = opaque;
+    const int64_t per_chunk = rows_of_chunk(step->num_tokens), end = (chunk + 1) * per_chunk;
+    for (int64_t token = chunk * per_chunk; token < end && token < step->num_tokens; token++) {
+        const float *queries = job->qkv + token * job->stride;
+        job->squares[2 * token] = square_sum(queries, job->num_counted[0]);
+        job->squares[2 * token + 1] = square_sum(queries + job->first_key, job->num_counted[1]);
+    }
+}
+
+const Kernel hw_square_sums = {.num_chunks = token_chunks, .run_chunk = squares_chunk, .has_ordered_rows = HAS_AMX};
+
+// Norm a token's queries (0) or keys (1) by all heads together, in place.
+static void norm_heads(const AttentionJob *job, float *x, const float *weight, int64_t token, int which) {
+    const int64_t size = (which ? job->num_kv_heads : job->num_heads) * job->head_dim;
+    if (!job->squares) {
+        norm_row(x, weight, x, size, job->norm_eps);
+        return;
+    }
+    scale_row(x, weight, x, size, scale_of_squares(job->squares[2 * token + which], job->num_normed[which], job->norm_eps));
+}
+
 // Norm (if there is a weight) and rotate one head, in place. Rotated heads have their dims in the order of pairs, whose
 // first dims come first.
 static void rotate_head(const AttentionJob *job, float *x, const float *weight, int64_t token) {
@@ -92,9 +122,8 @@ static void prepare_token(const AttentionJob *job, const Step *step, int64_t tok
     float *heads = job->qkv + token * qkv_stride(job);
     const float *q_norm = job->q_norm, *k_norm = job->k_norm;
     if (job->norms_whole) {
-        float *keys = heads + job->num_heads * dim;
-        norm_row(heads, q_norm, heads, job->num_heads * dim, job->norm_eps);
-        norm_row(keys, k_norm, keys, job->num_kv_heads * dim, job->norm_eps);
+        norm_heads(job, heads, q_norm, token, 0);
+        norm_heads(job, heads + job->num_heads * dim, k_norm, token, 1);
         q_norm = k_norm = NULL;
     }
     for (int64_t head = 0; head < job->num_heads; head++) rotate_head(job, heads + head * dim, q_norm, token);

@@ -33,19 +33,24 @@ def prepare_qkv(
     k_norm: Floats | None,
     norm_eps: float,
     norms_whole: bool = False,
+    squares: Floats | None = None,
+    num_normed: tuple[int, int] | None = None,
     pair_order: npt.NDArray[np.int32] | None = None,
 ) -> None:
     """Norm and rotate queries and keys in place, and write keys and values to their pages. `qkv` is [T, (H + 2G) D].
 
-    `norms_whole`: the norms are of all heads together. `pair_order`: see AttentionGeometry.
+    `norms_whole`: the norms are of all heads together; where these are a part, `squares` [T, 2] are the sums over all
+    ranks, of `num_normed` numbers of queries and of keys. `pair_order`: see AttentionGeometry.
     """
     num_tokens = len(qkv)
     heads = qkv.reshape(num_tokens, -1, pages.head_dim)  # a view
     num_heads = heads.shape[1] - 2 * pages.num_kv_heads
     q, k = heads[:, :num_heads], heads[:, num_heads : -pages.num_kv_heads]
-    for x, weight in ((q, q_norm), (k, k_norm)):
+    for which, (x, weight) in enumerate(((q, q_norm), (k, k_norm))):
         if weight is not None and norms_whole:
-            x[:] = rms_norm(x.reshape(num_tokens, -1), weight, norm_eps).reshape(x.shape)
+            flat = x.reshape(num_tokens, -1)
+            total = None if squares is None or num_normed is None else squares[:, which : which + 1] / num_normed[which]
+            x[:] = rms_norm(flat, weight, norm_eps, mean_square=total).reshape(x.shape)
         elif weight is not None:
             x[:] = rms_norm(x, weight, norm_eps)
         x[:] = rotate(x if pair_order is None else x[..., pair_order], cos, sin)

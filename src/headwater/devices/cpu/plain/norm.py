@@ -8,9 +8,10 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[Any]  # float32; numpy's types forget it in arithmetic
 
 
-def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    """[..., size] over the last axis (arXiv 1910.07467)."""
-    mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+def rms_norm(x: Floats, weight: Floats, eps: float, *, mean_square: Floats | None = None) -> Floats:
+    """[..., size] over the last axis (arXiv 1910.07467). `mean_square` [..., 1]: that of more numbers than `x` has."""
+    if mean_square is None:
+        mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
     return x / np.sqrt(mean_square + np.float32(eps)) * weight
 
 

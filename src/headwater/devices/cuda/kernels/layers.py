@@ -30,9 +30,29 @@ def add_rms_norm(
     _norm(x, weight, residual, eps, offset=offset, adds=True)
 
 
-def norm_columns(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float = 0.0) -> None:
-    """Norm columns [T, features] of larger rows in place."""
-    _norm(x, weight, x, eps, offset=offset)
+def norm_columns(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    squares: torch.Tensor | None = None,
+    num_normed: int = 0,
+) -> None:
+    """Norm columns [T, features] of larger rows in place.
+
+    `squares`: float32[T], each row's sum of squares of `num_normed` numbers, of which these columns are a part.
+    """
+    _norm(x, weight, x, eps, offset=offset, squares=squares, num_normed=num_normed)
+
+
+def square_sums(x: torch.Tensor, first: tuple[int, int], num: tuple[int, int]) -> torch.Tensor:
+    """Sums of squares of two parts of each row: `num` columns from `first` on. [T, features] -> float32[T, 2]"""
+    sums = torch.empty((len(x), 2), dtype=torch.float32, device=x.device)
+    if len(x):
+        key = (x.device.index, x.dtype, *first, *num, *alignment(x, x.stride(0)))
+        _launch_square_sums((len(x), 2), x, sums, x.stride(0), *first, *num, 1024, key=key)
+    return sums
 
 
 def _norm(
@@ -44,6 +64,8 @@ def _norm(
     offset: float,
     scale: float = 1.0,
     adds: bool = False,
+    squares: torch.Tensor | None = None,
+    num_normed: int = 0,
 ) -> None:
     num_tokens, width = x.shape
     if not num_tokens:
@@ -51,10 +73,12 @@ def _norm(
     block = triton.next_power_of_2(width)
     num_warps = max(1, min(16, block // 512))
     strides = x.stride(0), y.stride(0)
-    key = (x.device.index, x.dtype, weight.dtype, y.dtype, width, adds, *alignment(x, weight, y, *strides))
-    _launch_norm(
-        (num_tokens,), x, weight, y, *strides, width, eps, offset, scale, block, adds, key=key, num_warps=num_warps
-    )
+    has_squares, stride = (False, 0) if squares is None else (True, squares.stride(0))
+    sums = weight if squares is None else squares  # a pointer that is not read
+    aligned = alignment(x, weight, y, sums, *strides, stride, num_normed)
+    key = (x.device.index, x.dtype, weight.dtype, y.dtype, sums.dtype, width, adds, has_squares, stride == 1, *aligned)
+    parameters = (width, eps, offset, scale, sums, stride, num_normed, block, adds, has_squares)
+    _launch_norm((num_tokens,), x, weight, y, *strides, *parameters, key=key, num_warps=num_warps)
 
 
 def activate_mul(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -71,19 +95,49 @@ def activate_mul(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 @triton.jit
 def _norm_kernel(
-    x, weight, y, x_stride, y_stride, width, eps, offset, factor, BLOCK: tl.constexpr, ADDS: tl.constexpr
+    x,
+    weight,
+    y,
+    x_stride,
+    y_stride,
+    width,
+    eps,
+    offset,
+    factor,
+    squares,
+    squares_stride,
+    num_normed,
+    BLOCK: tl.constexpr,
+    ADDS: tl.constexpr,
+    HAS_SQUARES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     is_in = at < width
     value = tl.load(x + row * x_stride + at, mask=is_in, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    if HAS_SQUARES:
+        scale = tl.rsqrt(tl.load(squares + row * squares_stride) / num_normed + eps)
+    else:
+        scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
     by = (tl.load(weight + at, mask=is_in, other=0.0).to(tl.float32) + offset) * factor
     result = value * scale * by
     to = y + row * y_stride + at
     if ADDS:
         result += tl.load(to, mask=is_in, other=0.0)
     tl.store(to, result.to(y.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def _square_sums_kernel(x, sums, stride, first, second, num_first, num_second, BLOCK: tl.constexpr):
+    row, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    start = tl.where(which == 0, first, second)
+    num = tl.where(which == 0, num_first, num_second)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for at in range(0, num, BLOCK):
+        columns = at + tl.arange(0, BLOCK)
+        value = tl.load(x + row * stride + start + columns, mask=columns < num, other=0.0).to(tl.float32)
+        squares += value * value
+    tl.store(sums + row * 2 + which, tl.sum(squares, 0))
 
 
 @triton.jit
@@ -118,4 +172,5 @@ def _activate_mul_kernel(gate_up, y, width, BLOCK: tl.constexpr, IS_GELU: tl.con
 
 
 _launch_norm = Launcher(_norm_kernel)
+_launch_square_sums = Launcher(_square_sums_kernel)
 _launch_activate_mul = Launcher(_activate_mul_kernel)
