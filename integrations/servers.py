@@ -36,6 +36,8 @@ class ServerProcess:
     def __init__(self, *command: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        path = [str(ROOT / folder) for folder in ("src", "tests", "integrations")]
+        path += filter(None, [os.environ.get("PYTHONPATH")])  # where packages lie, if not in this environment
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
             [sys.executable, *command, "--port", str(port)],
@@ -43,7 +45,7 @@ class ServerProcess:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / f) for f in ("src", "tests", "integrations"))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             start_new_session=True,
         )
 

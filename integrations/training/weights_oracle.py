@@ -2,7 +2,8 @@
 """Every token of many streams against an oracle, while the weights change under them.
 
     python integrations/training/weights_oracle.py                            # a random model on this machine's CPU
-    python integrations/training/weights_oracle.py --max-difference 0.15 -- --device cuda --dtype bfloat16
+    python integrations/training/weights_oracle.py -- --device cuda --dtype float32 --mem-fraction-static 0.3
+    python integrations/training/weights_oracle.py --max-difference 0.4 -- --device cuda --dtype bfloat16
     python integrations/training/weights_oracle.py --model FOLDER --url URL   # a server that serves FOLDER already
 
 Streams run while a trainer swaps two known sets of weights again and again. An answer says which weights sampled each

@@ -9,6 +9,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path += [str(BENCHMARKS / "dashboard"), str(BENCHMARKS / "serving")]
 
 import cost  # noqa: E402
+import users  # noqa: E402
 from paired import Ratio, ratio_of, t_quantile  # noqa: E402
 
 
@@ -57,6 +58,27 @@ def records(*, foreign_cores: float) -> list[dict]:
     ]
     loaded[3]["foreign_cores"] = foreign_cores
     return idle + loaded
+
+
+def test_the_cost_of_one_is_a_tenth_of_that_of_ten() -> None:
+    found = cost.once(Ratio(0.97, 0.94, 1.0), 10)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.997, 0.994, 1.0))
+    assert found.verdict(0.99) == "met"
+
+
+def test_a_report_names_the_cost_of_one_page() -> None:
+    found = cost.report(records(foreign_cores=0.0), times=10)
+    assert found["tokens_per_s_of_one"]["low"] == pytest.approx(0.9995)
+    assert found["api_cpu_per_token"]["ratio"] == pytest.approx(1.0005)
+    assert found["at_least_0.99"] == "met"
+
+
+def test_an_answer_that_is_not_200_is_no_measurement(tmp_path: Path) -> None:
+    (tmp_path / "codes").write_text("200\n200\n")
+    assert users.num_answers(tmp_path / "codes") == 2
+    (tmp_path / "codes").write_text("200\n503\n")
+    with pytest.raises(RuntimeError, match="503"):
+        users.num_answers(tmp_path / "codes")
 
 
 @pytest.mark.parametrize("foreign_cores", [0.0, 0.5])
