@@ -67,9 +67,8 @@ _QWEN3_EXPERTS = {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "m
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
-    "short_factor": [1.0] * 6,
+    "short_factor": [1.0, 1.02, 1.1, 1.3, 1.6, 2.0],
     "long_factor": [1.1, 1.3, 1.9, 2.5, 3.5, 4.5],
-    "original_max_position_embeddings": 1,  # all texts are longer: transformers embeds shorter ones in another way
     "partial_rotary_factor": 0.75,
 }
 _LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -119,7 +118,12 @@ _FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "smollm3": (SmolLM3ForCausalLM, SmolLM3Config, {"no_rope_layer_interval": 2, "no_rope_layers": None}),
     "mistral-window": (MistralForCausalLM, MistralConfig, {"sliding_window": 11}),
     "phi3": (Phi3ForCausalLM, Phi3Config, {"partial_rotary_factor": 0.75, "sliding_window": 21}),
-    "phi3-longrope": (Phi3ForCausalLM, Phi3Config, {"rope_parameters": _LONGROPE}),
+    # texts are longer than the original context when they end: transformers embeds shorter ones in another way
+    "phi3-longrope": (
+        Phi3ForCausalLM,
+        Phi3Config,
+        {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 16},
+    ),
     "glm4": (Glm4ForCausalLM, Glm4Config, {"head_dim": 24, "partial_rotary_factor": 0.5, "attention_bias": True}),
     "olmo2": (Olmo2ForCausalLM, Olmo2Config, {}),
     "olmo3": (Olmo3ForCausalLM, Olmo3Config, {"sliding_window": 7, "layer_types": _LAYER_TYPES}),

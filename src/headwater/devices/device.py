@@ -192,11 +192,16 @@ class AttentionGeometry:
 class RotaryAngles:
     """Position p rotates pair i of a head by p * inv_freq[i]; cos and sin are multiplied by `factor`.
 
-    Frequencies of zero leave heads as they are: so do layers without positions.
+    Pairs whose frequency is zero stay as they are, without the factor: all of them in layers without positions.
     """
 
     inv_freq: npt.NDArray[np.float32]  # [D / 2]
     factor: float
+
+    @property
+    def factors(self) -> npt.NDArray[np.float32]:
+        """What cos and sin of each pair are multiplied by. float32[D / 2]"""
+        return np.where(self.inv_freq == 0, np.float32(1), np.float32(self.factor))
 
 
 class StepAttention(Protocol):

@@ -75,7 +75,13 @@ class ModelArgs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         Literal["auto", "cpu", "cuda"], Flag("Where the model runs. auto: an NVIDIA GPU if there is one.", MODEL)
     ] = "auto"
     context_length: Annotated[
-        int | None, Flag("Longest prompt plus output, in tokens. Default: the model's own.", MODEL, low=1)
+        int | None,
+        Flag(
+            "Longest prompt plus output, in tokens. Default: the model's own. It decides between the factors of "
+            "LongRoPE.",
+            MODEL,
+            low=1,
+        ),
     ] = None
     random_seed: Annotated[int, Flag("Seed of dummy weights.", MODEL, low=0, high=2**63 - 1)] = 0
     sampling_defaults: Annotated[

@@ -11,6 +11,7 @@ from headwater.execution.weight_store import Checkpoint, WeightStore
 from headwater.launch.config import ServerArgs
 from headwater.launch.placement import Placement
 from headwater.models.checkpoint_config import read_checkpoint_config
+from headwater.models.config import ModelConfig
 from headwater.models.loader import LoadedModel, ModelFiles, load_model, resolve_model
 from headwater.scheduling.plan import StepHandle, StepPlan
 
@@ -64,9 +65,20 @@ def read_model(args: ServerArgs, placement: Placement, weights: tuple[str, str] 
         seed=args.random_seed,
         weights=weight_files,
         cache=placement.layer_cache(args),
+        max_context=args.context_length,
     )
+    if loaded.config.rope.kind == "longrope":
+        _log.info("LongRoPE: %s", _factors(loaded.config))
     own = None if weight_files is None else read_checkpoint_config(weight_files, loaded.config)
     return ModelInPlace(files, checkpoint, loaded, end_ids=() if own is None else own.eos_token_ids)
+
+
+def _factors(config: ModelConfig) -> str:
+    """Which factors all texts are computed with, and how to have the others."""
+    original = config.rope.original_context
+    if not config.rope.short_factors:
+        return f"the short factors, for texts of up to {original} tokens"
+    return f"the long factors for all texts; --context-length {original} or less takes the short ones"
 
 
 def serve_model(args: ServerArgs, device: Device, model: ModelInPlace, runner: Runner) -> ServedModel:

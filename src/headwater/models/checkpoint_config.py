@@ -27,6 +27,8 @@ def read_checkpoint_config(files: ModelFiles, served: ModelConfig) -> ModelConfi
     if files.gguf is None and not is_there(files.folder / "config.json"):
         return None
     found = read_config(files) if files.gguf else read_hf_config(files.folder, architecture=served.architecture)
+    if served.rope.is_short:
+        found = found.for_context(found.rope.original_context)
     place = files.gguf or files.folder / "config.json"
     for name in _COMPARED:
         if getattr(found, name) != getattr(served, name):

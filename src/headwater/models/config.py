@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,11 @@ class ModelConfig:
         for rope in (self.rope, self.local_rope):
             if rope is not None and (rope.rotary_dim(self.head_dim) % 2 or rope.rotary_dim(self.head_dim) < 2):
                 raise ValueError(f"partial_rotary_factor {rope.partial} of {self.head_dim} is no even number")
-            if rope is not None and len(rope.freq_factors) not in (0, rope.rotary_dim(self.head_dim) // 2):
-                raise ValueError(
-                    f"there are {len(rope.freq_factors)} rotary factors for {rope.rotary_dim(self.head_dim) // 2} pairs"
-                )
+            for factors in () if rope is None else (rope.freq_factors, rope.short_factors):
+                if rope is not None and len(factors) not in (0, rope.rotary_dim(self.head_dim) // 2):
+                    raise ValueError(
+                        f"there are {len(factors)} rotary factors for {rope.rotary_dim(self.head_dim) // 2} pairs"
+                    )
         if self.local_rope is not None and self.local_rope.partial != self.rope.partial:
             raise ValueError("partial_rotary_factor differs by type of layer, which is not supported")
 
@@ -111,6 +112,10 @@ class ModelConfig:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    def for_context(self, context: int | None) -> "ModelConfig":
+        """The config for a server whose texts have at most so many tokens; None: as many as the model can have."""
+        return self if context is None else replace(self, rope=self.rope.for_context(context))
 
     def rope_of(self, layer: int) -> RopeConfig | None:
         """The rotary embedding of a layer; None if it has none."""

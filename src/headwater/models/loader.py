@@ -142,8 +142,11 @@ def load_model(
     seed: int = 0,
     weights: ModelFiles | None = None,
     cache: LayerCache | None = None,
+    max_context: int | None = None,
 ) -> LoadedModel:
     """Read, check, convert and pack the weights. `seed` is for `load_format="dummy"` alone.
+
+    `max_context`: no text will have more tokens, which may change the rotary embedding (RopeConfig.for_context).
 
     The tensors come from `weights` if given. The config is always that of `files`. With a `cache`, layers that were
     packed from the same files before are taken from there, and the files are not read. The device's rank decides which
@@ -156,7 +159,7 @@ def load_model(
     form = _form_of(dtype, quantization, device)
     weights = weights or files
     _check_format(weights, load_format)
-    config, share = read_config(files), ModelShare.of(device.ranks)
+    config, share = read_config(files).for_context(max_context), ModelShare.of(device.ranks)
     check_tp_size(config, share.size)
     if config.experts is not None and form.quantised and form.quantised not in device.expert_formats:
         raise ValueError(

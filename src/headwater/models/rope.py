@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -54,6 +54,8 @@ class RopeConfig:
     attention_factor: float = 1.0  # yarn, longrope: both cos and sin are multiplied by it
     freq_factors: tuple[float, ...] = ()
     partial: float = 1.0  # the part of a head that is rotated
+    is_short: bool = False  # longrope: its short factors, though the model's context is longer than the original one
+    short_factors: tuple[float, ...] = field(default=(), repr=False)  # longrope: what `for_context` may take
 
     def __repr__(self) -> str:
         return brief_repr(self, last="freq_factors")
@@ -131,18 +133,29 @@ class RopeConfig:
 
         transformers takes the short factors for as long as a text is short, and then others for the same keys.
         """
-        original = fields.integer("original_max_position_embeddings", 4096)
-        original = scaling.integer("original_max_position_embeddings", original)
+        original = scaling.integer("original_max_position_embeddings", 4096)
+        original = fields.integer("original_max_position_embeddings", original)  # transformers lets this one win
         factor = scaling.number("factor", max_position / original, low=0.0)
-        name = "long_factor" if max_position > original else "short_factor"
+        short = scaling.numbers("short_factor", low=1e-3)
+        is_long = max_position > original
         attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
         return replace(
             plain,
             factor=factor,
             original_context=original,
             attention_factor=scaling.number("attention_factor", attention, low=0.0),
-            freq_factors=scaling.numbers(name, low=1e-3),
+            freq_factors=scaling.numbers("long_factor", low=1e-3) if is_long else short,
+            short_factors=short if is_long else (),
         )
+
+    def for_context(self, context: int) -> "RopeConfig":
+        """For a server none of whose texts is longer: LongRoPE's short factors if that is within the original context.
+
+        So does transformers with each such text.
+        """
+        if not self.short_factors or context > self.original_context:
+            return self
+        return replace(self, freq_factors=self.short_factors, is_short=True, short_factors=())
 
     def rotary_dim(self, head_dim: int) -> int:
         """How many numbers of a head are rotated."""

@@ -15,6 +15,7 @@ from headwater.devices.cpu.kernel_library import KernelLibrary, Step
 from headwater.devices.cpu.plain.attention import StepRows, attend, prepare_qkv
 from headwater.devices.cpu.plain.kv_pages import LayerPages
 from headwater.devices.cpu.plain.norm import rotary_angles
+from headwater.devices.device import RotaryAngles
 from headwater.devices.number_formats import STORAGE_TYPES
 
 Floats = npt.NDArray[np.float32]
@@ -88,7 +89,7 @@ class PlainStep:
 
     def prepare(self, spans: Sequence[Span]) -> Floats:
         sequences, rows = self.sequences, self.sequences.rows(spans)
-        cos, sin = rotary_angles(rows.positions, sequences.inv_freq, ROPE_FACTOR)
+        cos, sin = rotary_angles(rows.positions, RotaryAngles(sequences.inv_freq, ROPE_FACTOR))
         qkv = sequences.inputs(spans)
         norms = sequences.norms
         prepare_qkv(

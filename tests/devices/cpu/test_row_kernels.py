@@ -19,6 +19,7 @@ from headwater.devices.cpu.draws import Draws, best_allowed, draw_tokens
 from headwater.devices.cpu.kernel_library import SELECTED, TOKENS, KernelLibrary, Step
 from headwater.devices.cpu.plain.draw import argmax, draw, log_noise, masked_argmax
 from headwater.devices.cpu.plain.norm import rms_norm, rotary_angles
+from headwater.devices.device import RotaryAngles
 from headwater.devices.noise import noise_keys
 
 pytestmark = pytest.mark.slow
@@ -56,8 +57,21 @@ def test_rotary_angles_are_exact_up_to_a_context_of_a_million(library: KernelLib
     cos, sin = np.empty((2, len(positions), 12), dtype=np.float32)
     job = RotaryAnglesJob(**_addresses(inv_freq=inv_freq, cos=cos, sin=sin), half=12, factor=1.5)
     _run(library, "rotary_angles", job, num_tokens=len(positions), positions=positions.ctypes.data)
-    for found, expected in zip((cos, sin), rotary_angles(positions, inv_freq, 1.5), strict=True):
+    for found, expected in zip((cos, sin), rotary_angles(positions, RotaryAngles(inv_freq, 1.5)), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-7, rtol=2e-7)
+
+
+def test_pairs_that_are_not_rotated_have_no_factor(library: KernelLibrary) -> None:
+    """Phi-4-mini rotates three quarters of a head, and multiplies these alone by LongRoPE's factor."""
+    positions, inv_freq = np.array([0, 7], dtype=np.int32), np.array([1, 0.5, 0, 0], dtype=np.float32)
+    cos, sin = np.empty((2, 2, 4), dtype=np.float32)
+    job = RotaryAnglesJob(**_addresses(inv_freq=inv_freq, cos=cos, sin=sin), half=4, factor=1.5)
+    _run(library, "rotary_angles", job, num_tokens=2, positions=positions.ctypes.data)
+    plain = rotary_angles(positions, RotaryAngles(inv_freq, 1.5))
+    for found in (cos, plain[0]):
+        assert found[0].tolist() == [1.5, 1.5, 1, 1] and found[1, 2:].tolist() == [1, 1]
+    for found in (sin, plain[1]):
+        assert not found[0].any() and not found[1, 2:].any()
 
 
 def test_select_rows(library: KernelLibrary) -> None:

@@ -18,6 +18,7 @@ from headwater.devices.cuda.kernels.layers import activate_mul, norm_columns, sq
 from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.kernels.sampling import draw_part, draw_tokens
 from headwater.devices.cuda.kernels.scatter import write_entries
+from headwater.devices.device import RotaryAngles
 from headwater.devices.noise import noise_keys
 
 pytestmark = [pytest.mark.slow, pytest.mark.gpu]
@@ -60,6 +61,14 @@ def test_norms_and_gates_of_single_families() -> None:
         apart = device.pack_gated_linear(gate, up, activation="gelu_tanh")
         torch.testing.assert_close(apart(some), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(fused.unpack()[0][0], gate_up)
+
+
+def test_pairs_that_are_not_rotated_have_no_factor() -> None:
+    """As on a CPU (test_row_kernels.py)."""
+    rotary = RotaryAngles(np.array([1, 0], dtype=np.float32), 1.5)
+    (cos,), (sin,) = CudaDevice(PLACE).rotary_tables([rotary], 8)
+    assert cos[0].tolist() == [1.5, 1] and (cos[:, 1] == 1).all() and not sin[:, 1].any()
+    torch.testing.assert_close(sin[7, 0].item(), 1.5 * np.sin(7.0))
 
 
 def test_a_norm_that_ranks_share_takes_the_sums_of_all() -> None:

@@ -140,7 +140,7 @@ def _address(array: npt.NDArray | None) -> int | None:
 
 
 def _rotary_angles(step: StepArrays, *, cos: Floats, sin: Floats, rotary: RotaryAngles) -> None:
-    cos[:], sin[:] = rotary_angles(step.positions, rotary.inv_freq, rotary.factor)
+    cos[:], sin[:] = rotary_angles(step.positions, rotary)
 
 
 def _layer_pages(step: StepArrays, *, layout: KVLayout, layer: int) -> LayerPages:

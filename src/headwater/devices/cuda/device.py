@@ -280,10 +280,10 @@ class CudaDevice:
         """cos and sin of each position's angles."""
         cos, sin = [], []
         for angles in rotary:
-            inv_freq = torch.from_numpy(angles.inv_freq).to(self.torch_device)
+            inv_freq, factors = (torch.from_numpy(it).to(self.torch_device) for it in (angles.inv_freq, angles.factors))
             found = torch.arange(num_positions, device=self.torch_device).to(torch.float32)[:, None] * inv_freq
-            cos.append(found.cos() * angles.factor)
-            sin.append(found.sin() * angles.factor)
+            cos.append(found.cos() * factors)
+            sin.append(found.sin() * factors)
         return tuple(cos), tuple(sin)
 
     rms_norm = staticmethod(read_norm)

@@ -6,7 +6,7 @@
 #include "simd_amx.h"
 
 typedef struct {
-    const float *inv_freq;  // [half]
+    const float *inv_freq;  // [half]; pairs of zero are not rotated and have no factor
     float *cos, *sin;       // [T][half]
     int64_t half;
     float factor;
@@ -36,10 +36,11 @@ static void angles_chunk(const void *opaque, const Step *step, int64_t chunk) {
     for (int64_t token = chunk * per_chunk; token < end && token < step->num_tokens; token++) {
         const float position = (float)step->positions[token];
         for (int64_t i = 0; i < job->half; i++) {
+            const float factor = job->inv_freq[i] == 0 ? 1.0f : job->factor;
             double cos, sin;
             cos_sin((double)(position * job->inv_freq[i]), &cos, &sin);
-            job->cos[token * job->half + i] = (float)cos * job->factor;
-            job->sin[token * job->half + i] = (float)sin * job->factor;
+            job->cos[token * job->half + i] = (float)cos * factor;
+            job->sin[token * job->half + i] = (float)sin * factor;
         }
     }
 }

@@ -5,6 +5,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from headwater.devices.device import RotaryAngles
+
 Floats: TypeAlias = npt.NDArray[Any]  # float32; numpy's types forget it in arithmetic
 
 
@@ -15,11 +17,11 @@ def rms_norm(x: Floats, weight: Floats, eps: float, *, mean_square: Floats | Non
     return x / np.sqrt(mean_square + np.float32(eps)) * weight
 
 
-def rotary_angles(positions: npt.NDArray[np.int32], inv_freq: Floats, factor: float) -> tuple[Floats, Floats]:
-    """cos and sin of each position's angles, times `factor`: float32[T, D / 2] each."""
-    angles = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
+def rotary_angles(positions: npt.NDArray[np.int32], rotary: RotaryAngles) -> tuple[Floats, Floats]:
+    """cos and sin of each position's angles, times their factors: float32[T, D / 2] each."""
+    angles = (positions.astype(np.float32)[:, None] * rotary.inv_freq).astype(np.float64)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    return cos * np.float32(factor), sin * np.float32(factor)
+    return cos * rotary.factors, sin * rotary.factors
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
