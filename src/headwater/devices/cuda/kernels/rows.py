@@ -56,6 +56,10 @@ class UnnormedRows:
     def device(self) -> torch.device:
         return self.residual.device
 
+    @property
+    def arguments(self) -> "NormArguments":
+        return self.residual, self.weight, self.eps, self.offset
+
     @cached_property
     def plain(self) -> torch.Tensor:
         """For a reader that cannot."""
@@ -64,6 +68,7 @@ class UnnormedRows:
 
 Rows = torch.Tensor | RoundedRows | UnnormedRows
 PlainRows = torch.Tensor | UnnormedRows
+NormArguments = tuple[torch.Tensor, torch.Tensor, float, float]
 
 
 class ReadsUnscaled(Protocol):
@@ -86,6 +91,11 @@ class Like(Protocol):
 def plain_rows(x: PlainRows) -> torch.Tensor:
     """[T, in], computed now if it is not yet."""
     return x.plain if isinstance(x, UnnormedRows) else x
+
+
+def norm_arguments(x: PlainRows) -> NormArguments:
+    """What a kernel reads that computes the norm where there is one: rows, the norm's weight, epsilon and offset."""
+    return x.arguments if isinstance(x, UnnormedRows) else (x, x, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

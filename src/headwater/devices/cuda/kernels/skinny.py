@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from headwater.devices.cuda.kernels.layers import activated, normed_input
-from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows
+from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows, norm_arguments
 from headwater.devices.device import Activation
 
 _MAX_TOKENS = 4
@@ -76,21 +76,21 @@ def _launch(
     features, block, num_warps = 8, 512, 4
     if num_features <= _SMALL_OUTPUT and not is_gated:  # or too few programs would run
         features, block, num_warps = (2, 1024, 4) if num_tokens == 1 else (4, 1024, 8)
-    norm = x if isinstance(x, UnnormedRows) else None
+    rows, norm, eps, offset = norm_arguments(x)
     _skinny_kernel[(triton.cdiv(num_features, features),)](
-        x if norm is None else norm.residual,
-        weight if norm is None else norm.weight,
+        rows,
+        norm,
         weight,
         weight if bias is None else bias,
         y,
         width,
         num_features,
-        0.0 if norm is None else norm.eps,
-        0.0 if norm is None else norm.offset,
+        eps,
+        offset,
         TOKENS=num_tokens,
         FEATURES=features,
         BLOCK=min(block, triton.next_power_of_2(width)),
-        HAS_NORM=norm is not None,
+        HAS_NORM=isinstance(x, UnnormedRows),
         HAS_BIAS=bias is not None,
         ADDS=adds,
         IS_GATED=is_gated,

@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.kernels.coded.parts import byte_codes
+from headwater.devices.cuda.kernels.coded.parts import byte_codes, put, with_bias
 from headwater.devices.cuda.kernels.layers import activated, normed_input
-from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows
+from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows, norm_arguments
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 from headwater.devices.device import Activation
 
@@ -51,21 +51,22 @@ def _launch(
 ) -> None:
     num_features, width = matrix.shape
     num_features, outputs = (num_features // 2, _OUTPUTS // 2) if is_gated else (num_features, _OUTPUTS)
-    norm = x if isinstance(x, UnnormedRows) else None
-    lanes, num_warps = _OF_PLAIN if norm is None else _OF_NORMED
+    rows, norm, eps, offset = norm_arguments(x)
+    has_norm = isinstance(x, UnnormedRows)
+    lanes, num_warps = _OF_NORMED if has_norm else _OF_PLAIN
     _one_float8_kernel[(triton.cdiv(num_features, outputs),)](
-        x if norm is None else norm.residual,
-        matrix.scales if norm is None else norm.weight,
+        rows,
+        norm,
         matrix.codes,
         matrix.scales,
         matrix.scales if bias is None else bias,
         y,
         width,
         num_features,
-        0.0 if norm is None else norm.eps,
-        0.0 if norm is None else norm.offset,
+        eps,
+        offset,
         LANES=min(lanes, triton.next_power_of_2(width)),
-        HAS_NORM=norm is not None,
+        HAS_NORM=has_norm,
         HAS_BIAS=bias is not None,
         ADDS=adds,
         IS_GATED=is_gated,
@@ -84,17 +85,7 @@ def _codes(codes, row, lane, is_in, width):
 @triton.jit
 def _total(sums, scale, row, scales, biases, HAS_BIAS: tl.constexpr):
     """One output from the sums of its lanes."""
-    total = tl.sum(sums, 0) * scale * tl.load(scales + row).to(tl.float32)
-    if HAS_BIAS:
-        total += tl.load(biases + row).to(tl.float32)
-    return total
-
-
-@triton.jit
-def _put(total, row, is_in, y, ADDS: tl.constexpr):
-    if ADDS:
-        total += tl.load(y + row).to(tl.float32)
-    tl.store(y + row, total.to(y.dtype.element_ty), mask=is_in)
+    return with_bias(tl.sum(sums, 0) * scale * tl.load(scales + row).to(tl.float32), row, biases, HAS_BIAS)
 
 
 @triton.jit
@@ -148,10 +139,10 @@ def _one_float8_kernel(
     total2 = _total(sums2, scale, row2, scales, biases, HAS_BIAS)
     total3 = _total(sums3, scale, row3, scales, biases, HAS_BIAS)
     if IS_GATED:
-        _put(activated(total0, IS_GELU) * total2, row0, True, y, False)
-        _put(activated(total1, IS_GELU) * total3, row1, first_row + 1 <= last, y, False)
+        put(activated(total0, IS_GELU) * total2, row0, True, y, False)
+        put(activated(total1, IS_GELU) * total3, row1, first_row + 1 <= last, y, False)
     else:
-        _put(total0, row0, True, y, ADDS)
-        _put(total1, row1, first_row + 1 <= last, y, ADDS)
-        _put(total2, row2, first_row + 2 <= last, y, ADDS)
-        _put(total3, row3, first_row + 3 <= last, y, ADDS)
+        put(total0, row0, True, y, ADDS)
+        put(total1, row1, first_row + 1 <= last, y, ADDS)
+        put(total2, row2, first_row + 2 <= last, y, ADDS)
+        put(total3, row3, first_row + 3 <= last, y, ADDS)

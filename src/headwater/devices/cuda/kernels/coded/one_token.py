@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.kernels.coded.parts import byte_codes, offset_of
+from headwater.devices.cuda.kernels.coded.parts import byte_codes, offset_of, put, with_bias
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 _ONE_TOKEN_FEATURES = 4  # of a program; the kernel spells them out
@@ -100,11 +100,7 @@ def _put_sum(
         total *= tl.load(scales + row).to(tl.float32)
         if HAS_OFFSETS:
             total += tl.load(offsets + row).to(tl.float32) * tl.sum(totals, 0)
-    if HAS_BIAS:
-        total += tl.load(biases + row).to(tl.float32)
-    if ADDS:
-        total += tl.load(y + row).to(tl.float32)
-    tl.store(y + row, total.to(y.dtype.element_ty), mask=is_in)
+    put(with_bias(total, row, biases, HAS_BIAS), row, is_in, y, ADDS)
 
 
 @triton.jit

@@ -24,3 +24,19 @@ def offset_of(scale, offsets, at, mask, FORMAT: tl.constexpr, HAS_OFFSETS: tl.co
     if FORMAT == "int4":
         return -8.0 * scale
     return 0.0 * scale
+
+
+@triton.jit
+def with_bias(total, row, biases, HAS_BIAS: tl.constexpr):
+    """One output of a product, and its bias."""
+    if HAS_BIAS:
+        total += tl.load(biases + row).to(tl.float32)
+    return total
+
+
+@triton.jit
+def put(total, row, is_in, y, ADDS: tl.constexpr):
+    """Store one output, or add it."""
+    if ADDS:
+        total += tl.load(y + row).to(tl.float32)
+    tl.store(y + row, total.to(y.dtype.element_ty), mask=is_in)

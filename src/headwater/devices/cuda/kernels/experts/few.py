@@ -16,7 +16,7 @@ from headwater.devices.cuda.kernels.experts.gate import gated
 from headwater.devices.cuda.kernels.experts.route import orderable
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.kernels.layers import normed_input
-from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows
+from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows, norm_arguments
 from headwater.devices.cuda.products.mxfp4_matrix import Stack, parts_of
 
 MOST_TOKENS = 4  # beyond, tokens share experts, whose weights are read once in tiles
@@ -51,13 +51,13 @@ def few_gated_rows(
     if num_tokens:
         codes, exponents = parts_of(weight)
         is_normed = isinstance(x, UnnormedRows)
-        rows, weights, eps, offset = (x.residual, x.weight, x.eps, x.offset) if is_normed else (x, logits, 0.0, 0.0)
+        rows, norm, eps, offset = norm_arguments(x)
         is_fp4, biases = exponents is not codes, rows if bias is None else bias
         (features, most), _ = _shape(num_tokens, is_fp4=is_fp4)
         block = min(most, triton.next_power_of_2(width))
         sizes = (width, inner, num_experts, triton.next_power_of_2(num_experts), per_token, features, block)
         flags = (bias is not None, is_clamped, is_fp4, is_normed)
-        pointers = (rows, weights, logits, codes, exponents, biases, y)
+        pointers = (rows, norm, logits, codes, exponents, biases, y)
         key = (x.device.index, *(each.dtype for each in pointers), *sizes, *flags, *alignment(*pointers))
         grid = (triton.cdiv(inner, features), num_tokens * per_token)
         _launch_gated(grid, *pointers, experts, eps, offset, *sizes, *flags, key=key)
