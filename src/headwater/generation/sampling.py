@@ -14,7 +14,7 @@ from headwater.generation.body import Names
 from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.request_schemas import SamplingFields
-from headwater.generation.validation import first_outside
+from headwater.generation.token_arrays import first_outside, int32_array
 from headwater.messages.base import TokenArray
 from headwater.messages.generation import Grammar, SamplingParams
 
@@ -64,7 +64,7 @@ def check_prompt(prompt_ids: PromptTokens, model: ModelFacts, *, param: str, is_
 
 
 def _as_array(token_ids: PromptTokens) -> TokenArray:
-    return token_ids if isinstance(token_ids, array) else array("i", token_ids)
+    return token_ids if isinstance(token_ids, array) else int32_array(list(token_ids))
 
 
 def fit(sampling: SamplingParams, num_prompt_tokens: int, model: ModelFacts) -> SamplingParams:

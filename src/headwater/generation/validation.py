@@ -1,12 +1,12 @@
 """Accepted ranges, each written once: for the check, the words of the 400 and /openapi.json."""
 
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
-from headwater.messages.base import TokenArray, is_timeout
+from headwater.generation.token_arrays import int32_array
+from headwater.messages.base import is_timeout
 
 MAX_N = 128
 MAX_STOP_STRINGS = 32
@@ -139,13 +139,6 @@ LogprobTokenIds = Annotated[list[int] | list[list[int]], AfterValidator(check_lo
 LogitBias = Annotated[dict[int, float], AfterValidator(check_logit_bias)]
 
 
-def first_outside(token_ids: Sequence[int] | TokenArray, vocab_size: int) -> int | None:
-    """The first id that is not in [0, vocab_size), or None."""
-    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        return None
-    return next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-
-
 def read_prompt_ids(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
     """One prompt's token ids, or a list of prompts', as int32 arrays.
 
@@ -153,16 +146,10 @@ def read_prompt_ids(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
     """
     try:
         if isinstance(value, list) and value:
-            return [_int32_array(ids) for ids in value] if isinstance(value[0], list) else _int32_array(value)
+            return [int32_array(ids) for ids in value] if isinstance(value[0], list) else int32_array(value)
     except (TypeError, OverflowError):  # an item that is not an integer, or too large for any vocabulary
         pass
     return read(value)
-
-
-def _int32_array(token_ids: Any) -> TokenArray:
-    if not isinstance(token_ids, list):
-        raise TypeError("not a list")
-    return array("i", token_ids)
 
 
 def timeout_seconds(value: Any, max_s: float) -> float:

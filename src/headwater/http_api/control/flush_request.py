@@ -7,7 +7,8 @@ from headwater.client.engine_client import new_call_id
 from headwater.generation.body import likely_meant
 from headwater.generation.errors import ApiError, bad_request
 from headwater.generation.text_generation import TextGenerator
-from headwater.generation.validation import check_name, check_unicode, first_outside, timeout_seconds
+from headwater.generation.token_arrays import first_outside
+from headwater.generation.validation import check_name, check_unicode, timeout_seconds
 from headwater.http_api.json_body import parse_json
 from headwater.messages.base import pack_ids
 from headwater.messages.control import FlushCache

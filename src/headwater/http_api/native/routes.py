@@ -10,7 +10,7 @@ from headwater.generation.chat_prompts import check_no_chat_fields, encode_messa
 from headwater.generation.errors import bad_request
 from headwater.generation.native_schemas import DetokenizeRequest, GenerateRequest
 from headwater.generation.prompt_schemas import TokenizeRequest
-from headwater.generation.validation import first_outside
+from headwater.generation.token_arrays import first_outside
 from headwater.http_api.json_body import JsonRoute
 from headwater.http_api.services import InjectedServices
 from headwater.http_api.sse import JSON, STREAM_RESPONSES, EventStream, while_connected

@@ -7,7 +7,7 @@ from typing import Any
 from headwater.generation.errors import bad_request
 from headwater.generation.model_facts import ModelFacts
 from headwater.generation.text_generation import TextGeneration
-from headwater.generation.validation import first_outside
+from headwater.generation.token_arrays import first_outside
 from headwater.http_api.pooling.prompts import as_list
 from headwater.http_api.pooling.schemas import ScoreRequest
 
