@@ -3,12 +3,15 @@
 import atexit
 import gc
 import os
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from _pytest.assertion import rewrite
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.constants_ast import constants_from_module
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
@@ -20,24 +23,47 @@ if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels are interp
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Of several processes each rewrites the assertions of its share of the files, and keeps them for the others.
+TESTS = Path(__file__).parent
+SOURCES = TESTS.parent / "src" / "headwater"
+# what a run leaves out with -m "not (gpu or load)", and the marks of all tests of a file
+LEAVING_OUT = re.compile(r"not (\w+|\(\w+( or \w+)*\))")
+MARKS_OF_FILE = re.compile(r"^pytestmark = (\[.*?\]$|[^\[].*?$)", re.MULTILINE | re.DOTALL)
 
-    They collect the same files in one order, so each would rewrite all of them at the same time: 10 s of CPU.
+
+@pytest.hookimpl(trylast=True)  # after Hypothesis's, which allows the use of its storage
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Of several processes each prepares its share of the files, and keeps what it finds for the others.
+
+    They collect the same files in one order, so each would do all of it at the same time: 10 s of CPU for the
+    assertions, 5 s for the constants of our sources, from which Hypothesis draws.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None:
         return
     gc.disable()  # until the files are collected: they make a million objects, and all of them stay
+    number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for path in sorted(SOURCES.rglob("*.py"))[number::count]:
+        module = ModuleType(path.stem)
+        module.__file__ = str(path)
+        constants_from_module(module)
     if sys.dont_write_bytecode:
         return
-    number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    for path in sorted(Path(__file__).parent.rglob("test_*.py"))[number::count]:
+    for path in sorted(TESTS.rglob("test_*.py"))[number::count]:
         folder = rewrite.get_cache_dir(path)
         bytecode = folder / (path.stem + rewrite.PYC_TAIL)
         if rewrite._read_pyc(path, bytecode) is None and rewrite.try_makedirs(folder):
             source_hash, code = rewrite._rewrite_test(path, session.config)
             rewrite._write_pyc(session.config.stash[rewrite.assertstate_key], code, source_hash, bytecode)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file is not imported if all of its tests have a mark that is left out: several bring PyTorch, or Triton."""
+    marks = config.option.markexpr
+    if collection_path.suffix != ".py" or not LEAVING_OUT.fullmatch(marks):
+        return None
+    found = MARKS_OF_FILE.search(collection_path.read_text())
+    marks_of_file = re.findall(r"pytest\.mark\.(\w+)", found[1]) if found else []
+    return True if set(marks_of_file) & set(re.findall(r"\w+", marks)) else None
 
 
 def pytest_collection_finish() -> None:

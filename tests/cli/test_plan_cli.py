@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from headwater.cli.main import app
 
 runner = CliRunner()
-SMALL = ["simulate", "--plan", "--requests", "40", "--rate", "20", "--seed", "1"]
+SMALL = ["simulate", "--plan", *"--requests 40 --rate 20 --output-tokens 20 --seed 1".split()]
 
 
 def test_fleets_are_compared_and_the_figures_written(tmp_path):

@@ -311,7 +311,8 @@ def test_a_broken_store_costs_hits_and_never_a_request(down_from):
 
 def test_a_store_that_hangs_stops_neither_requests_nor_a_flush():
     backend, prompt = store(), prompt_of(60)
-    driver = engine(backend, max_copy_polls=2)
+    settings = StorageSettings(min_prefetch_tokens=4, call_timeout_s=0.5, wait_base_s=0.2)  # turns take a millisecond
+    driver = engine(backend, max_copy_polls=2, storage_settings=settings)
     run(driver, "a", prompt)
     driver.jobs.hang_rate = 1.0
     for i in range(6):

@@ -18,8 +18,10 @@ from headwater.devices.cpu.packed_weights import (
 )
 from headwater.devices.host_tensor import HostTensor
 
-# What a library needs for products and norms, and nothing else.
+# What a library needs for products and norms, and for products of whole matrices alone.
 PRODUCTS = (*SOURCES.glob("linear/*.c"), *(SOURCES / name for name in ("norm.c", "run.c", "pool.c", "machine/pin.c")))
+_MATRICES = "linear/linear.c linear/amx_product.c linear/quantize.c linear/pack.c run.c pool.c machine/pin.c"
+MATRIX_PRODUCTS = tuple(SOURCES / name for name in _MATRICES.split())
 BLOCKS = tuple(format for format in FORMATS if format not in ("float32", "bfloat16", "float16"))
 GROUP_OF = {format: 256 if format.endswith("K") else 32 if format in BLOCKS else 2 for format in FORMATS}
 BITS_OF_ACTIVATIONS = {"Q8_0": 32767} | dict.fromkeys(FORMATS[4:], 127)  # the largest integer
