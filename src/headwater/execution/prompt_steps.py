@@ -32,7 +32,7 @@ from headwater.scheduling.plan import StepPlan
 # Parameters times tokens that the card computes while Python launches a step: 7 ms for 8B parameters and 256 tokens,
 # measured on an H200. In larger steps, the launches hide behind the card's work.
 _LAUNCH_BOUND = 2.5e12
-_CODED_LAUNCH_BOUND = 5e12  # float8: the library chooses a kernel for each launch, and the card is quicker
+_SLOW_LAUNCH_BOUND = 5e12  # float8: the library chooses a kernel for each launch; ranks: sums are launched, too
 _MAX_TOKENS = 1024
 _TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, _MAX_TOKENS)
 _TOKENS_BESIDE_DECODES = (32, 128, 512)
@@ -43,9 +43,13 @@ _MANY_CHUNKS = 32  # as many requests as have drafts in one step
 _TOKENS_OF_DRAFTS = (4, 8)  # below the smallest of other steps
 
 
-def launch_bound_tokens(num_parameters: int, *, is_coded: bool = False) -> int:
-    """Tokens of a step up to which a graph is faster, for a model whose weights are as large as so many plain ones."""
-    return min(_MAX_TOKENS, int((_CODED_LAUNCH_BOUND if is_coded else _LAUNCH_BOUND) / num_parameters))
+def launch_bound_tokens(num_parameters: int, *, is_coded: bool = False, num_ranks: int = 1) -> int:
+    """Tokens of a step up to which a graph is faster, for a model whose weights are as large as so many plain ones.
+
+    With ranks, those of one rank.
+    """
+    bound = _SLOW_LAUNCH_BOUND if is_coded or num_ranks > 1 else _LAUNCH_BOUND
+    return min(_MAX_TOKENS, int(bound / num_parameters))
 
 
 def prompt_graph_sizes(

@@ -75,7 +75,8 @@ class CudaPlacement:
                 largest = min(args.cuda_graph_max_bs or args.max_running_requests, args.max_running_requests)
             num_weights = loaded.weights_bytes // STORAGE_TYPES[loaded.dtype].itemsize
             is_coded = isinstance(loaded.model.layers[0].o, CodedLinear)
-            max_tokens = launch_bound_tokens(int(num_weights * loaded.config.active_share), is_coded=is_coded)
+            num_active = int(num_weights * loaded.config.active_share)
+            max_tokens = launch_bound_tokens(num_active, is_coded=is_coded, num_ranks=self.device.ranks.size)
         return GpuRunner(
             loaded,
             self.device,
