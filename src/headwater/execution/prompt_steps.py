@@ -32,7 +32,7 @@ from headwater.scheduling.plan import StepPlan
 # Parameters times tokens that the card computes while Python launches a step: 7 ms for 8B parameters and 256 tokens,
 # measured on an H200. In larger steps, the launches hide behind the card's work.
 _LAUNCH_BOUND = 2.5e12
-_SLOW_LAUNCH_BOUND = 5e12  # float8: the library chooses a kernel for each launch; ranks: sums are launched, too
+_SLOW_LAUNCH_BOUND = 5e12  # float8: the library chooses a kernel for each launch; ranks: they launch sums as well
 _MAX_TOKENS = 1024
 _TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, _MAX_TOKENS)
 _TOKENS_BESIDE_DECODES = (32, 128, 512)
