@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """All tests that a GPU computes, in one call, with a report: the contract of devices, runners, the whole engine.
 
-    check_device.py [--out FOLDER] [--workers 8] [--limit-s 300] [--ranks] [-k EXPRESSION]
+    check_device.py [--out FOLDER] [--workers 8] [--limit-s 300] [--ranks [N]] [--report FILE] [-k EXPRESSION]
 
 Tests run as on a CPU, where Triton's interpreter stands in for the card (tests/conftest.py); golden tests of longer
-texts run on a card alone. FOLDER/check_device.json holds the outcome of every test, the device and the versions.
+texts run on a card alone. FOLDER/check_device.json, or FILE, has the outcome of every test, the device and versions.
+--ranks: what needs several cards, alone, with servers of N ranks (2).
 """
 
 import argparse
@@ -40,7 +41,7 @@ TESTS = (
     "tests/devices/cuda/test_cuda_copy.py",
     "tests/devices/cuda/test_head_copy.py",
 )
-# --ranks: what needs two GPUs. Servers of two ranks on them, one after another
+# --ranks: what needs two GPUs or more. Servers of so many ranks on them, one after another
 RANK_TESTS = (
     "tests/execution/test_gpu_ranks.py",
     "tests/devices/cuda/test_head_copy.py",
@@ -60,6 +61,7 @@ def run_tests(options: argparse.Namespace, xml: Path) -> str:
         command += ["-n", str(options.workers)]
     # every worker compares with transformers on the CPU: with all cores in each they would only wait for each other
     environment = os.environ | {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "2"}
+    environment |= {"HEADWATER_TEST_RANKS": str(options.ranks)} if options.ranks else {}
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=options.limit_s, check=False
@@ -102,7 +104,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--limit-s", type=float, default=300.0)
-    parser.add_argument("--ranks", action="store_true", help="the tests that need two GPUs, alone")
+    parser.add_argument("--report", type=Path, help="in place of check_device.json in FOLDER")
+    parser.add_argument("--ranks", type=int, nargs="?", const=2, default=0, help="the tests of N ranks, alone")
     parser.add_argument("-k", default="", help="pytest's expression")
     options = parser.parse_args(argv)
     facts = device_facts()
@@ -111,9 +114,10 @@ def main(argv: Sequence[str]) -> int:
         told = run_tests(options, xml)
         results = outcomes(xml)
     counts = Counter(result.split(":")[0] for result in results.values())
-    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.report or options.out / "check_device.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     report = {**facts, "counts": dict(counts), "tests": results}
-    (options.out / "check_device.json").write_text(json.dumps(report, indent=1) + "\n")
+    path.write_text(json.dumps(report, indent=1) + "\n")
     print(told[-6000:])
     print(f"{facts['device']}, torch {facts['torch']}: {dict(counts)}")
     return 0 if counts["passed"] and not counts["failure"] and not counts["error"] else 1

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,14 @@ from headwater.bench.apis import APIS, Settings
 from headwater.bench.connection import ConnectionBroke, HttpClient
 from headwater.bench.event_stream import EventTimes
 
-PORT = 30077
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+PORT = _free_port()  # of this process and of those that it forks
 START_LIMIT_S = 180.0
 ANSWER_LIMIT_S = 3600.0
 MODEL_NAME = "random"

@@ -46,6 +46,8 @@ def test_the_rank_that_is_furthest_behind_is_the_one_that_hangs() -> None:
     assert stuck((8, 8), (7, 8)) == (1, said), "rank 0 has done its part"
     assert stuck((7, 7), (7, 8)) == (0, said)
     assert stuck((7, 8), (7, 8)) == (1, "and rank 0 have not finished a step for 11.0 s (--rank-timeout)")
+    said = "and rank 2 and rank 3 have not finished a step for 11.0 s (--rank-timeout)"
+    assert stuck((7, 8, 41), *[(7, 7, 40)] * 3) == (1, said)
     assert stuck((7, 8), (8, 8), (8, 8)) is None, "the loop asks for rank 0's steps"
     assert stuck((8, 8), (8, 8)) is None
 

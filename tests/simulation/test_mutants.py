@@ -1,5 +1,7 @@
 """Engines that are wrong in known ways do not get through: each breaks a promise within so many turns."""
 
+from dataclasses import replace
+
 import pytest
 
 from headwater.simulation.mutants.check import TURNS_PER_RUN, all_mutants, hunt
@@ -34,6 +36,16 @@ def test_the_true_code_keeps_every_promise_in_the_same_runs(profile, seed):
     num_turns = _turns_played.get((profile, seed), TURNS_PER_RUN) + 1
     result = random_run(seed, profile=PROFILES[profile], num_turns=num_turns)
     assert result.failure is None, result.failure.message
+
+
+@pytest.mark.parametrize("name", [mutant.name for mutant in all_mutants() if mutant.profile == "ranks"])
+def test_the_books_of_eight_ranks_are_checked(name):
+    """A rank that goes astray shows among eight as among two."""
+    (mutant,) = [mutant for mutant in all_mutants() if mutant.name == name]
+    eight = replace(PROFILES["ranks"], num_ranks=(8, 8))
+    with mutant.in_force():
+        runs = (random_run(mutant.seed + number, profile=eight, num_turns=TURNS_PER_RUN) for number in range(6))
+        assert any(run.failure is not None for run in runs), mutant.breaks
 
 
 def test_mutants_leave_no_trace():

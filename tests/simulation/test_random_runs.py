@@ -49,6 +49,15 @@ def test_each_profile(profile):
     assert result.num_pages_reused > 50  # else nothing was checked
 
 
+@pytest.mark.parametrize("num_ranks", [4, 8])
+def test_engines_of_more_ranks(num_ranks):
+    """Every turn compares each rank's tables, pages and adapters with rank 0's."""
+    profile = replace(PROFILES["ranks"], num_ranks=(num_ranks, num_ranks))
+    result = random_run(5, profile=profile, num_turns=RETAINED_TURNS)
+    assert result.failure is None, result.failure.message
+    assert result.num_pages_reused > 50
+
+
 @pytest.mark.random
 def test_a_fresh_seed_every_time(capsys):
     """HEADWATER_SIMULATION_S says for how long, HEADWATER_SIMULATION_SEED from which; else it is printed first."""

@@ -60,6 +60,7 @@ class StepWatch:
         if stood_s <= self.limit_s + _LATE_S:
             return None
         last = [rank for rank, position in enumerate(positions) if position == min(positions)]
-        others = "".join(f"and rank {rank} " for rank in last[:-1])
+        first, *rest = sorted(last, key=lambda rank: rank == 0)  # rank 0 is the engine itself
+        others = "".join(f"and rank {rank} " for rank in rest)
         have = "have" if others else "has"
-        return last[-1], f"{others}{have} not finished a step for {stood_s:.1f} s (--rank-timeout)"
+        return first, f"{others}{have} not finished a step for {stood_s:.1f} s (--rank-timeout)"

@@ -5,20 +5,17 @@ ranks hold the same. Prompt n goes to engine n % 2. A rank that is stopped is a 
 Where there are GPUs, each rank computes on one; with two or three of them there is one engine.
 """
 
-import contextlib
 import os
 import re
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
+from rank_servers import alive_in_session, check_values, hanging_ranks, ranks_by_engine, status, wait_until
 from running_server import RunningServer, is_alive
-from safetensors.numpy import load_file
 from test_parking import NUM_NEW, ask_together, metric, restored_tokens
 from tiered import (
     DEVICE,
@@ -67,32 +64,16 @@ def arguments(store: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def hang_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """While it exists, each rank but rank 0 hangs in its next step."""
-    folder = tmp_path_factory.mktemp("hang")
-    shutil.copy(Path(__file__).with_name("hanging_rank.py"), folder / "sitecustomize.py")
-    return folder / "now"
+    return tmp_path_factory.mktemp("hang") / "now"
 
 
 @pytest.fixture(scope="module")
 def server(tiny_model: str, store: Path, hang_file: Path) -> Iterator[RunningServer]:
     sizes = ("--dp-size", str(NUM_ENGINES), "--tp-size", str(NUM_RANKS), "--threads", "1", "--engine-restarts", "5")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HEADWATER_TEST_HANG", str(hang_file))
-        patch.setenv("PYTHONPATH", str(hang_file.parent), prepend=os.pathsep)
+    with hanging_ranks(hang_file):
         server = RunningServer("--model", tiny_model, *arguments(store), *sizes, "--rank-timeout", "12")
     with server as running:
         yield running.wait_healthy()
-
-
-def children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return sorted(int(child) for task in tasks for child in task.read_text().split())
-
-
-def ranks_by_engine(server: RunningServer) -> dict[int, list[int]]:
-    """The processes of ranks 1 and up, in their order, by the process of their engine."""
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.children()}
-    return {pid: children_of(pid) for pid, it in commands.items() if b"headwater.server.engine_process" in it}
 
 
 def ask_all(server: RunningServer, numbers: range) -> list[list[int]]:
@@ -136,16 +117,6 @@ def test_a_parked_request_goes_on_with_the_same_text(server: RunningServer) -> N
     assert metric(server, "num_parked") > before
 
 
-def check_values(server: RunningServer, model: str) -> None:
-    """Whole tensors are shown, of which each rank has rows, columns or everything."""
-    for path in Path(model).glob("*.safetensors"):
-        for name, tensor in load_file(path).items():
-            shown = server.get(f"/get_weights_by_name?name={name}&truncate_size={tensor.size}").json()
-            assert shown["shape"] == list(tensor.shape)
-            for engine in shown["engines"]:
-                assert np.array_equal(np.array(engine["values"], dtype=np.float32), tensor.reshape(-1)), name
-
-
 def test_new_weights_reach_all_ranks_or_none(
     server: RunningServer,
     tiny_model: str,
@@ -186,19 +157,6 @@ def test_one_process_reads_what_ranks_stored(
         assert all(details(answer)["storage"] == 112 for answer in answers), answers[0]["meta_info"]
 
 
-def wait_until(condition: Callable[[], bool], server: RunningServer) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, server.log
-        time.sleep(0.1)
-
-
-def status(server: RunningServer, engine: int, num_new: int) -> int:
-    sampling = SAMPLING | {"max_new_tokens": num_new}
-    body = {"input_ids": prompt(0), "sampling_params": sampling, "routed_dp_rank": engine}
-    return server.post("/generate", json=body).status_code
-
-
 def test_a_rank_that_is_killed_ends_its_engine_alone_and_all_its_ranks_come_back(
     server: RunningServer, expected: list[list[int]]
 ) -> None:
@@ -231,22 +189,13 @@ def test_a_rank_that_hangs_though_its_process_lives_ends_its_engine(
     answer = server.post("/generate", json=body)
     hang_file.unlink()
     assert answer.status_code == 503, answer.text
-    assert re.search(r"rank 1 (and rank 0 have|has) not finished a step for", answer.text), answer.text
+    others = "".join(f" and rank {rank}" for rank in range(2, NUM_RANKS))
+    assert re.search(rf"rank 1{others}( and rank 0)? (has|have) not finished a step for", answer.text), answer.text
     wait_until(lambda: [status(server, engine, 1) for engine in range(NUM_ENGINES)] == [200] * NUM_ENGINES, server)
     gone = set(before) - set(ranks_by_engine(server))
     assert len(gone) == 1, "the other engine goes on"
     assert not any(is_alive(pid) for engine in gone for pid in (engine, *before[engine]))
     assert ask_all(server, range(4)) == expected[:4]
-
-
-def alive_in_session(session: int) -> list[int]:
-    """The processes that a server has left: it leads a session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
-                found.append(int(stat.parent.name))
-    return [pid for pid in found if is_alive(pid)]
 
 
 def test_ranks_end_with_a_killed_engine_and_with_the_server(server: RunningServer) -> None:

@@ -12,9 +12,8 @@ Floats: TypeAlias = npt.NDArray[Any]  # float32; numpy's types forget it in arit
 
 def rms_norm(x: Floats, weight: Floats, eps: float, *, mean_square: Floats | None = None) -> Floats:
     """[..., size] over the last axis (arXiv 1910.07467). `mean_square` [..., 1]: that of more numbers than `x` has."""
-    if mean_square is None:
-        mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    return x / np.sqrt(mean_square + np.float32(eps)) * weight
+    own = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32) if mean_square is None else mean_square
+    return x / np.sqrt(own + np.float32(eps)) * weight
 
 
 def rotary_angles(positions: npt.NDArray[np.int32], rotary: RotaryAngles) -> tuple[Floats, Floats]:
