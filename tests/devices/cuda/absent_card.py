@@ -23,6 +23,7 @@ from headwater.devices.cuda.kernels.coded.tiles import tiles
 from headwater.devices.cuda.kernels.experts.grouped import sum_by_weight
 from headwater.devices.cuda.kernels.experts.ordered import order_rows
 from headwater.devices.cuda.kernels.experts.route import Counts, route
+from headwater.devices.cuda.kernels.few_rows.stream import stream
 from headwater.devices.cuda.kernels.fixed import fixed_logsumexp
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.head_copy import copy_heads
@@ -106,6 +107,11 @@ def layers() -> None:
         device.pack_gated_linear(weight, weight)(x)
         linear = device.pack_linear([weight])
         linear(device.rms_norm(torch.zeros(num_tokens, 512), weight[0], 1e-6, reader=linear))
+    kinds = ((torch.uint8, 4096, False), (torch.bfloat16, 4096, True), (torch.bfloat16, 14336, False))
+    for dtype, width, is_gated in kinds:
+        weight, scales = torch.zeros((64, width), dtype=dtype), torch.zeros(64) if dtype == torch.uint8 else None
+        y = torch.zeros(1, 32 if is_gated else 64)
+        stream(torch.zeros(1, width), weight, scales, None, y, adds=not is_gated, is_gated=is_gated)
 
 
 def deterministic() -> None:

@@ -31,7 +31,7 @@ KERNELS = {
     "float32": ATTENTION,
     "float32-large-heads": ATTENTION,
     "float8": ATTENTION,
-    "layers": {"_norm_kernel", "_square_sums_kernel", "_activate_mul_kernel", "_skinny_kernel"},
+    "layers": {"_norm_kernel", "_square_sums_kernel", "_activate_mul_kernel", "_skinny_kernel", "_stream_kernel"},
     "coded": {
         "_one_token_kernel", "_tiles_kernel", "_group_sums_kernel", "_add_splits_kernel", "_numbers_kernel",
         "_round_kernel", "_one_float8_kernel", "_activate_round_kernel", "_activate_piece_kernel",
@@ -77,3 +77,10 @@ def test_kernels_compile_and_fit(group: str, compiled: dict[str, dict[str, int] 
     assert isinstance(sizes, dict), sizes
     assert sizes.keys() == KERNELS[group]
     assert max(sizes.values()) <= MAX_SHARED_BYTES, sizes
+
+
+def test_rows_of_a_large_matrix_are_read_ahead(compiled: dict[str, dict[str, int] | str]) -> None:
+    """Rows on their way lie in shared memory; two programs have room in a multiprocessor."""
+    sizes = compiled["layers"]
+    assert isinstance(sizes, dict), sizes
+    assert 2 * (16 << 10) < sizes["_stream_kernel"] <= MAX_SHARED_BYTES // 2

@@ -8,9 +8,16 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from headwater.devices.cuda.kernels.few_rows.skinny import (
+    add_linear,
+    gated_linear,
+    linear,
+    suits,
+    suits_gated,
+    suits_logits,
+)
 from headwater.devices.cuda.kernels.fixed import add_fixed_linear, fixed_linear
 from headwater.devices.cuda.kernels.rows import Like, PlainRows, plain_rows
-from headwater.devices.cuda.kernels.skinny import add_linear, gated_linear, linear, suits, suits_gated, suits_logits
 from headwater.devices.device import Activation
 
 

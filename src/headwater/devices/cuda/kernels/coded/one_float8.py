@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from headwater.devices.cuda.kernels.coded.parts import byte_codes, put, with_bias
+from headwater.devices.cuda.kernels.few_rows.stream import stream, suits_stream
 from headwater.devices.cuda.kernels.layers import activated, normed_input
 from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows, norm_arguments
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
@@ -49,6 +50,8 @@ def _launch(
     is_gated: bool = False,
     is_gelu: bool = False,
 ) -> None:
+    if suits_stream(matrix.codes, is_gated=is_gated):
+        return stream(x, matrix.codes, matrix.scales, bias, y, adds=adds, is_gated=is_gated, is_gelu=is_gelu)
     num_features, width = matrix.shape
     num_features, outputs = (num_features // 2, _OUTPUTS // 2) if is_gated else (num_features, _OUTPUTS)
     rows, norm, eps, offset = norm_arguments(x)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from headwater.devices.cuda.kernels.few_rows.stream import stream, suits_stream
 from headwater.devices.cuda.kernels.layers import activated, normed_input
 from headwater.devices.cuda.kernels.rows import PlainRows, UnnormedRows, norm_arguments
 from headwater.devices.device import Activation
@@ -34,7 +35,7 @@ def suits_logits(num_tokens: int, num_features: int) -> bool:
 
 def suits_gated(num_tokens: int, weight: torch.Tensor) -> bool:
     """Whether `gated_linear` is the faster way."""
-    return num_tokens == 1 and weight.numel() < _LARGE_GATED
+    return num_tokens == 1 and (weight.numel() < _LARGE_GATED or suits_stream(weight, is_gated=True))
 
 
 def linear(
@@ -73,6 +74,8 @@ def _launch(
     num_tokens, (num_features, width) = len(x), weight.shape
     num_features = num_features // 2 if is_gated else num_features
     assert num_tokens <= (1 if is_gated else _MAX_TOKENS)
+    if num_tokens == 1 and suits_stream(weight, is_gated=is_gated):
+        return stream(x, weight, None, bias, y, adds=adds, is_gated=is_gated, is_gelu=is_gelu)
     features, block, num_warps = 8, 512, 4
     if num_features <= _SMALL_OUTPUT and not is_gated:  # or too few programs would run
         features, block, num_warps = (2, 1024, 4) if num_tokens == 1 else (4, 1024, 8)
