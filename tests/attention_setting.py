@@ -227,18 +227,18 @@ class Setting:
         shape = self.geometry
         heads = self.qkv.view(len(self.qkv), -1, shape.head_dim)
         queries = self.rotated(heads[:, : shape.num_heads], self.norms[0])
-        out = torch.empty(len(self.qkv), shape.num_heads, shape.head_dim)
+        queries = queries.unflatten(1, (shape.num_kv_heads, -1))  # [tokens, G, H / G, D]
+        out = torch.empty_like(queries)
+        sinks = None if self.sinks is None else self.sinks.float().view(shape.num_kv_heads, -1, 1)
         for row in range(len(self.context_lens)):
-            keys, values = self.tokens(row, layer, 0), self.tokens(row, layer, 1)
+            keys, values = (self.tokens(row, layer, which).transpose(0, 1) for which in (0, 1))  # [G, context, D]
             start, end = self.query_starts[row], self.query_starts[row + 1]
             for token in range(start, end):
                 visible = int(self.positions[token]) + 1
                 seen = slice(max(0, visible - (shape.layer(layer).window or visible)), visible)
-                for head in range(shape.num_heads):
-                    kv_head = head // (shape.num_heads // shape.num_kv_heads)
-                    scores = keys[seen, kv_head] @ queries[token, head] * shape.scale
-                    if self.sinks is not None:
-                        scores = torch.cat((scores, self.sinks[head : head + 1].float()))
-                    weights = scores.softmax(dim=0)[: visible - seen.start]
-                    out[token, head] = weights @ values[seen, kv_head]
+                scores = queries[token] @ keys[:, seen].mT * shape.scale
+                if sinks is not None:
+                    scores = torch.cat((scores, sinks), dim=-1)
+                weights = scores.softmax(dim=-1)[..., : visible - seen.start]
+                out[token] = weights @ values[:, seen]
         return out.flatten(1)

