@@ -44,24 +44,17 @@ def shapes(size: int) -> dict[str, tuple[int, int]]:
     return {"qkv": (size * 3 // 2, size), "o": (size, size), "gate_up": (7 * size, size), "down": (size, size * 7 // 2)}
 
 
-def random_matrix(kind: str, shape: tuple[int, int]) -> CodedMatrix:
+def random_tensor(kind: str, shape: tuple[int, int]) -> ScaledTensor:
     form, group, high, has_offsets = KINDS[kind]
     rng = np.random.default_rng(0)
     tile = (high, group or shape[1])
     tiles = (-(-shape[0] // high), -(-shape[1] // tile[1]))
     scales = rng.uniform(1e-3, 2e-3, size=tiles).astype(np.float16).astype(np.float32)
-    offsets = -8 * scales if has_offsets else None
+    offsets = -rng.integers(0, 16, size=tiles).astype(np.float32) * scales if has_offsets else None
     codes = rng.integers(0, 120, size=(shape[0], shape[1] // (2 if form == "int4" else 1))).astype(np.uint8)
     if form == "int8":
         codes = codes.view(np.int8)
-    return place_codes(ScaledTensor(form, shape, codes, scales, tile=tile, offsets=offsets), DEVICE)  # type: ignore[arg-type]
-
-
-def copy_of(matrix: CodedMatrix) -> CodedMatrix:
-    offsets = None if matrix.offsets is None else matrix.offsets.clone()
-    return CodedMatrix(
-        matrix.format, matrix.shape, matrix.codes.clone(), matrix.scales.clone(), offsets, matrix.group, matrix.words
-    )
+    return ScaledTensor(form, shape, codes, scales, tile=tile, offsets=offsets)  # type: ignore[arg-type]
 
 
 def each(layers: Sequence[Linear], x: torch.Tensor) -> Callable[[], object]:
@@ -87,8 +80,9 @@ def run(figures: Figures, *, kinds: Sequence[str], tokens: Sequence[int], size: 
         for num, took_us in plain_us.items():
             figures.put(f"{which}_bfloat16_{num}_us", took_us)
         for kind in kinds:
-            matrix = random_matrix(kind, shape)
-            layers = [device.pack_linear([copy_of(matrix)]) for _ in range(num_copies)]
+            tensor = random_tensor(kind, shape)
+            matrices = [place_codes(tensor, DEVICE) for _ in range(num_copies)]
+            layers, matrix = [device.pack_linear([one]) for one in matrices], matrices[0]
             num_bytes = sum(tensor.nbytes for tensor in matrix.tensors())
             for num, x in inputs.items():
                 name = f"{which}_{kind}_{num}"
@@ -97,7 +91,7 @@ def run(figures: Figures, *, kinds: Sequence[str], tokens: Sequence[int], size: 
                 figures.put(f"{name}_us", took_us)
                 figures.put(f"{name}_tb_per_s", num_bytes / took_us / 1e6)
                 figures.put(f"{name}_of_bfloat16", took_us / plain_us[num])
-            del layers, matrix
+            del layers, matrices, matrix
             torch.cuda.empty_cache()
 
 

@@ -3,6 +3,9 @@
 
     engine_run.py MODEL OUT.json [--parts B2,B3,B1,B4,long] [--attention-backend fa3] [--kv-cache-dtype fp8_e4m3]
                   [--tp-size 2] [--temperature 1] [--quantization fp8]
+
+`--quantization awq`: random codes of 4 bits with a scale and a zero point for 128 inputs, as AWQ and GPTQ files have,
+for all matrices of layers. The server has no such flag: its weights come from files.
 """
 
 import argparse
@@ -13,10 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from figures import Figures
 from shapes import SHAPES, make_model
 
 import workloads
+from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.products.coded_matrix import place_codes
+from headwater.devices.scaled_tensor import ScaledTensor
 
 STARTED_S = time.perf_counter()  # what is imported above is small
 
@@ -30,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--tp-size", type=int, default=1)
-    parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4", "fp8"])
+    parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4", "fp8", "awq"])
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     options = parser.parse_args(argv)
     flags = {
@@ -40,12 +47,31 @@ def main(argv: Sequence[str]) -> int:
         "tp_size": options.tp_size,
         "quantization": options.quantization,
     }
-    figures = Figures(options.out, {"model": options.model, "temperature": options.temperature, **flags})
+    if options.quantization == "awq":
+        flags["quantization"] = "fp8"
+        CudaDevice.rounded = awq_like
+    facts = {"model": options.model, "temperature": options.temperature, **flags, "weights": options.quantization}
+    figures = Figures(options.out, facts)
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))
         figures.put("make_folder_s", time.perf_counter() - STARTED_S)
         run(folder, options.parts.split(","), figures, flags, temperature=options.temperature)
     return 0
+
+
+def awq_like(_device: CudaDevice, weight: Any) -> Any:
+    """In place of the rounding to float8."""
+    num_rows, width = weight.shape
+    groups = weight.float().reshape(num_rows, width // 128, 128)
+    scales = ((groups.amax(dim=2) - groups.amin(dim=2)) / 15).half().float()
+    zeros = (-groups.amin(dim=2) / scales).round().clamp(0, 15)
+    codes = ((groups / scales[:, :, None]).round() + zeros[:, :, None]).clamp(0, 15).reshape(num_rows, width // 2, 2)
+    pairs = (codes[:, :, 0].to(torch.uint8) | codes[:, :, 1].to(torch.uint8) << 4).cpu().numpy()
+    scales, offsets = (each.cpu().numpy() for each in (scales, -zeros * scales))
+    tensor = ScaledTensor("int4", (num_rows, width), pairs, scales, tile=(1, 128), offsets=offsets)
+    found = place_codes(tensor, weight.device)
+    assert found.has_zeros
+    return found
 
 
 def run(

@@ -133,15 +133,15 @@ def deterministic() -> None:
 def coded() -> None:
     """Weights of 4 and 8 bits: one token, some and many; rows of an embedding, rounded activations."""
     device = CudaDevice(torch.device("cpu"))
-    kinds: list[tuple[Any, tuple[int, int], bool]] = [
-        ("int4", (1, 128), True), ("int4", (1, 32), False), ("int4", (1, 512), False), ("int8", (1, 16), False),
-        ("int8", (1, 512), False), ("int8", (1, 32), True), ("float8_e4m3fn", (1, 512), False),
-        ("float8_e4m3fn", (128, 128), False),
+    kinds: list[tuple[Any, tuple[int, int], float]] = [
+        ("int4", (1, 128), -8), ("int4", (1, 128), 1), ("int4", (1, 32), 0), ("int4", (1, 512), 0),
+        ("int8", (1, 16), 0), ("int8", (1, 512), 0), ("int8", (1, 32), 1), ("float8_e4m3fn", (1, 512), 0),
+        ("float8_e4m3fn", (128, 128), 0),
     ]  # fmt: skip
-    for form, tile, has_offsets in kinds:
+    for form, tile, offset in kinds:  # codes of 4 bits with offsets of -8 have zero points
         numbers = np.ones((-(-256 // tile[0]), -(-512 // tile[1])), np.float32)
         codes = np.zeros((256, 256 if form == "int4" else 512), np.int8 if form == "int8" else np.uint8)
-        tensor = ScaledTensor(form, (256, 512), codes, numbers, tile=tile, offsets=numbers if has_offsets else None)
+        tensor = ScaledTensor(form, (256, 512), codes, numbers, tile=tile, offsets=offset * numbers if offset else None)
         matrix = device.place(tensor, form=form)
         bias = torch.zeros(256, dtype=torch.bfloat16)
         device.pack_linear([matrix], [bias])(torch.zeros(1, 512, dtype=torch.bfloat16))

@@ -33,7 +33,8 @@ KERNELS = {
     "float8": ATTENTION,
     "layers": {"_norm_kernel", "_square_sums_kernel", "_activate_mul_kernel", "_skinny_kernel", "_stream_kernel"},
     "coded": {
-        "_one_token_kernel", "_tiles_kernel", "_group_sums_kernel", "_add_splits_kernel", "_numbers_kernel",
+        "_one_token_kernel", "_tiles_kernel", "_int4_kernel", "_int4_numbers_kernel", "_group_sums_kernel",
+        "_add_splits_kernel", "_numbers_kernel",
         "_round_kernel", "_one_float8_kernel", "_activate_round_kernel", "_activate_piece_kernel",
         "_round_piece_kernel", "_add_norm_kernel", "_norm_kernel", "_activate_mul_kernel",
     },

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.cuda.device import CudaDevice
+from headwater.devices.cuda.kernels.coded.int4_tiles import int4_parts, int4_tiles
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.kernels.coded.tiles import tiles
 from headwater.devices.cuda.kernels.rounded import round_tokens
@@ -14,6 +15,7 @@ from headwater.devices.cuda.products.coded_matrix import (
     CodedMatrix,
     can_hold,
     codes_to_host,
+    join,
     of_words,
     place_codes,
     round_to_float8,
@@ -30,11 +32,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make(form: str, shape: tuple[int, int], tile: tuple[int, int], *, has_offsets: bool = False) -> ScaledTensor:
+def make(form: str, shape: tuple[int, int], tile: tuple[int, int], *, offsets_are: str = "") -> ScaledTensor:
+    """`offsets_are`: "zeros", of whole codes, or "any"."""
     rng = np.random.default_rng(0)
     tiles = (-(-shape[0] // tile[0]), -(-shape[1] // tile[1]))
     scales = rng.uniform(0.01, 0.02, size=tiles).astype(np.float16).astype(np.float32)
-    offsets = -rng.integers(0, 16, size=tiles).astype(np.float32) * scales if has_offsets else None
+    zeros = rng.integers(0, 16, size=tiles) if offsets_are == "zeros" else rng.uniform(0, 15, size=tiles)
+    offsets = -zeros.astype(np.float32) * scales if offsets_are else None
     codes = rng.integers(0, 256, size=(shape[0], shape[1] // (2 if form == "int4" else 1))).astype(np.uint8)
     if form == "int8":
         codes = codes.view(np.int8)
@@ -45,25 +49,27 @@ def make(form: str, shape: tuple[int, int], tile: tuple[int, int], *, has_offset
 
 # form, width, tile, offsets: groups of less than a chunk, of one, of several, whole rows; short chunks
 CASES = [
-    ("int4", 384, (1, 128), True),  # AWQ
-    ("int4", 256, (1, 32), False),  # GPTQ with groups of 32, Q4_0
-    ("int4", 256, (1, 64), True),
-    ("int4", 512, (1, 256), False),
-    ("int4", 256, (1, 256), True),
-    ("int4", 96, (1, 32), True),
-    ("int8", 160, (1, 32), False),  # Q8_0
-    ("int8", 256, (1, 16), True),
-    ("int8", 208, (1, 208), False),  # compressed-tensors, a scale for each output
-    ("float8_e4m3fn", 192, (1, 192), False),
-    ("float8_e4m3fn", 320, (128, 128), False),  # DeepSeek
-    ("float8_e4m3fn", 128, (150, 128), False),
+    ("int4", 384, (1, 128), "zeros"),  # AWQ
+    ("int4", 256, (1, 32), ""),  # GPTQ with groups of 32, Q4_0
+    ("int4", 384, (1, 128), "any"),
+    ("int4", 256, (1, 64), "zeros"),
+    ("int4", 256, (1, 32), "any"),  # Q4_K
+    ("int4", 512, (1, 256), ""),
+    ("int4", 256, (1, 256), "any"),
+    ("int4", 96, (1, 32), "any"),
+    ("int8", 160, (1, 32), ""),  # Q8_0
+    ("int8", 256, (1, 16), "any"),
+    ("int8", 208, (1, 208), ""),  # compressed-tensors, a scale for each output
+    ("float8_e4m3fn", 192, (1, 192), ""),
+    ("float8_e4m3fn", 320, (128, 128), ""),  # DeepSeek
+    ("float8_e4m3fn", 128, (150, 128), ""),
 ]
 
 
-@pytest.mark.parametrize(("form", "width", "tile", "has_offsets"), CASES)
-def test_a_matrix_holds_the_numbers_of_its_tensor(form: str, width: int, tile: tuple, has_offsets: bool) -> None:
+@pytest.mark.parametrize(("form", "width", "tile", "offsets_are"), CASES)
+def test_a_matrix_holds_the_numbers_of_its_tensor(form: str, width: int, tile: tuple, offsets_are: str) -> None:
     """Also as rows by number, and on the way back to the host."""
-    tensor = make(form, (11, width), tile, has_offsets=has_offsets)
+    tensor = make(form, (11, width), tile, offsets_are=offsets_are)
     assert can_hold(tensor)
     matrix = place_codes(tensor, PLACE)
     expected = torch.from_numpy(tensor.to_float32())
@@ -78,11 +84,11 @@ def test_a_matrix_holds_the_numbers_of_its_tensor(form: str, width: int, tile: t
     assert all(torch.equal(one, other) for one, other in zip(again.tensors(), matrix.tensors(), strict=True))
 
 
-@pytest.mark.parametrize(("form", "width", "tile", "has_offsets"), CASES)
+@pytest.mark.parametrize(("form", "width", "tile", "offsets_are"), CASES)
 @pytest.mark.parametrize("num_tokens", [1, 3])
-def test_products(form: str, width: int, tile: tuple, has_offsets: bool, num_tokens: int) -> None:
+def test_products(form: str, width: int, tile: tuple, offsets_are: str, num_tokens: int) -> None:
     """One token and some take different ways; sums into a residual, biases, wide results."""
-    tensor = make(form, (39, width), tile, has_offsets=has_offsets)
+    tensor = make(form, (39, width), tile, offsets_are=offsets_are)
     device = CudaDevice(PLACE)
     matrix = device.place(tensor, form=tensor.format)
     assert isinstance(matrix, CodedMatrix)
@@ -147,6 +153,66 @@ def test_blocks_of_gguf_are_taken_apart(name: str) -> None:
     torch.testing.assert_close(device.pack_linear([matrix]).embed(ids).cpu(), found[[5, 0]])
     shifted = device.pack_linear([matrix]).embed(ids, first_token=2).cpu()
     assert torch.equal(shifted, torch.stack((found[3], torch.zeros(512))))
+
+
+@pytest.mark.parametrize(("group", "offsets_are"), [(128, "zeros"), (128, ""), (256, "any"), (64, "zeros"), (32, "")])
+@pytest.mark.parametrize("num_tokens", [1, 12, 20, 40, 70])
+def test_int4_tiles(group: int, offsets_are: str, num_tokens: int) -> None:
+    """Every shape of tiles; blocks of outputs; inputs in several splits. On a card, its own instructions.
+
+    With more than 64 tokens, numbers are rounded before they are multiplied.
+    """
+    matrix = place_codes(make("int4", (40, 1024), (1, group), offsets_are=offsets_are), PLACE)
+    assert matrix.block == 8
+    weight = to_numbers(matrix, torch.float32)
+    bias = torch.randn(40, generator=torch.Generator().manual_seed(2)).to(PLACE)
+    for dtype in (torch.float16, torch.bfloat16) if PLACE.type == "cuda" else (torch.float16,):
+        x = torch.randn((num_tokens, 1024), generator=torch.Generator().manual_seed(1)).to(PLACE).to(dtype)
+        expected = F.linear(x.double(), weight.double(), bias.double()).float()
+        found = torch.ones((num_tokens, 40), device=PLACE)
+        int4_tiles(x, matrix, bias, found, adds=True)
+        unit = torch.finfo(dtype).eps if num_tokens > 64 else 2**-18
+        assert (found - 1 - expected).norm() <= unit * expected.norm()
+        summed = int4_parts(x, matrix).sum(0) + bias
+        assert (summed - expected).norm() <= unit * expected.norm()
+
+
+@pytest.mark.parametrize("offsets_are", ["", "zeros", "any"])
+def test_numbers_of_16_bits_are_rounded_once(offsets_are: str) -> None:
+    matrix = place_codes(make("int4", (24, 1280), (1, 128), offsets_are=offsets_are), PLACE)
+    exact = to_numbers(matrix, torch.float32)
+    for dtype in (torch.float16, torch.bfloat16) if PLACE.type == "cuda" else (torch.float16,):
+        found = to_numbers(matrix, dtype)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, exact.to(dtype), rtol=0, atol=0)
+
+
+def test_scales_of_4_bits_lie_beside_their_offsets() -> None:
+    """The kernel loads both at once. Offsets of whole codes are zero points; others stay what they are."""
+    whole, other = (place_codes(make("int4", (16, 512), (1, 128), offsets_are=are), PLACE) for are in ("zeros", "any"))
+    assert whole.has_zeros and not other.has_zeros and not other.is_like(whole)
+    for matrix in (whole, other, join([whole, whole])):
+        assert matrix.offsets is not None and matrix.scales.stride() == (2, 2 * matrix.shape[0])
+        assert matrix.offsets.data_ptr() == matrix.scales.data_ptr() + matrix.scales.element_size()
+    wide = make("int4", (16, 512), (1, 128), offsets_are="zeros")
+    wide.scales[0, 0], wide.offsets[0, 0] = 1e-9, 0  # type: ignore[index]
+    matrix = place_codes(wide, PLACE)
+    assert matrix.scales.dtype == torch.float32 and not matrix.has_zeros
+
+
+def test_rows_of_blocks() -> None:
+    """Views of whole blocks, into which new weights are copied; copies where a block is cut."""
+    matrix = place_codes(make("int4", (40, 256), (1, 32), offsets_are="zeros"), PLACE)
+    numbers = to_numbers(matrix, torch.float32)
+    for start, stop in ((8, 24), (3, 17), (0, 4)):
+        part = matrix.rows(start, stop)
+        assert torch.equal(to_numbers(part, torch.float32), numbers[start:stop])
+        is_view = part.codes.untyped_storage().data_ptr() == matrix.codes.untyped_storage().data_ptr()
+        assert is_view == ((start, stop) == (8, 24))
+    odd = place_codes(make("int4", (39, 256), (1, 32), offsets_are="zeros"), PLACE)
+    assert odd.block == 1 and not odd.is_like(matrix), "rows of a layer that packs both would not be views"
+    joined = join([matrix, matrix.rows(8, 24)])
+    assert torch.equal(to_numbers(joined, torch.float32), torch.cat((numbers, numbers[8:24])))
 
 
 def test_words_keep_every_code() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from headwater.devices.cpu.plain.draw import log_noise
 from headwater.devices.cuda.device import CudaDevice
 from headwater.devices.cuda.kernels import layers, rounded
-from headwater.devices.cuda.kernels.coded import tiles
+from headwater.devices.cuda.kernels.coded import sums
 from headwater.devices.cuda.kernels.experts import grouped, ordered, route
 from headwater.devices.cuda.kernels.greedy import GreedyScratch, choose_allowed, choose_greedy
 from headwater.devices.cuda.kernels.layers import activate_mul, norm_columns, square_sums
@@ -302,7 +302,7 @@ def test_many_rows_fit_in_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     grids: list[tuple[int, ...]] = []
     launchers = [
         (layers, "_launch_norm"), (layers, "_launch_activate_mul"), (rounded, "_launch_round"),
-        (rounded, "_launch_add_norm"), (rounded, "_launch_activate"), (tiles, "_launch_sums"),
+        (rounded, "_launch_add_norm"), (rounded, "_launch_activate"), (sums, "_launch_sums"),
         (grouped, "_launch_sum"), (route, "_launch_route"), (ordered, "_launch_order"),
     ]  # fmt: skip
     for module, name in launchers:
@@ -320,6 +320,6 @@ def test_many_rows_fit_in_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(rows.rows, weights=weights, places=rows.places)
     rounded.add_and_norm(parts, residual, weight, 1e-5)
     grouped.sum_by_weight(parts, residual, adds=True)
-    tiles.add_sums(Parts(x[None]), residual, adds=True)
+    sums.add_sums(Parts(x[None]), residual, adds=True)
     assert len(grids) == len(launchers)
     assert all(size <= 65_535 for grid in grids for size in grid[1:]), grids

@@ -9,10 +9,11 @@ from itertools import groupby
 
 import torch
 
+from headwater.devices.cuda.kernels.coded.int4_tiles import int4_parts, int4_tiles, suits_int4_tiles
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.kernels.coded.one_float8 import gated_float8, one_float8, suits_one_float8
 from headwater.devices.cuda.kernels.coded.one_token import one_token
-from headwater.devices.cuda.kernels.coded.tiles import suits_one_token_of_tiles, suits_tiles, tile_parts, tiles
+from headwater.devices.cuda.kernels.coded.tiles import suits_tiles, tile_parts, tiles
 from headwater.devices.cuda.kernels.rounded import can_round_rows, round_tokens
 from headwater.devices.cuda.kernels.rows import (
     Like,
@@ -111,7 +112,11 @@ class CodedLinear:
         """The product as a sum that is still to be made; None where `add_to` makes it on the way."""
         part = self._parts[0]
         weight = part.weight
-        if self.is_deterministic or len(self._parts) > 1 or not isinstance(weight, CodedMatrix) or len(x) < 2:
+        if self.is_deterministic or len(self._parts) > 1 or not isinstance(weight, CodedMatrix):
+            return None
+        if isinstance(x, torch.Tensor) and suits_int4_tiles(x, weight):
+            return Parts(int4_parts(x.contiguous(), weight), part.bias)
+        if len(x) < 2:
             return None
         rounded = _rounded(x, weight)
         if rounded is not None:
@@ -188,7 +193,9 @@ class CodedLinear:
                 if rounded is not None:
                     return scaled_product(rounded, weight, part.bias, y, adds=adds)
                 assert isinstance(x, torch.Tensor)
-                if len(x) == 1 and not suits_one_token_of_tiles(x, weight):
+                if suits_int4_tiles(x, weight):
+                    return int4_tiles(x, weight, part.bias, y, adds=adds)
+                if len(x) == 1:
                     return one_token(x, weight, part.bias, y, adds=adds)
                 if suits_tiles(len(x), weight):
                     return tiles(x, weight, part.bias, y, adds=adds)

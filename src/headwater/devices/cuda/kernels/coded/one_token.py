@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from headwater.devices.cuda.kernels.coded.parts import byte_codes, offset_of, put, with_bias
+from headwater.devices.cuda.kernels.coded.parts import byte_codes, offset_bits, offset_of, put, with_bias
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 _ONE_TOKEN_FEATURES = 4  # of a program; the kernel spells them out
@@ -29,14 +29,15 @@ def one_token(x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None, y
         x,
         matrix.codes,
         matrix.scales,
-        matrix.scales if matrix.offsets is None else matrix.offsets,
+        offset_bits(matrix),
         matrix.scales if bias is None else bias,
         y,
         width,
         num_features,
-        matrix.num_groups,
+        *matrix.scales.stride(),
         GROUP=matrix.group,
         INNER=max(1, matrix.words),
+        BLOCK=matrix.block,
         LANES=lanes,
         FORMAT=matrix.format,
         WHOLE=not is_int4 and matrix.num_groups == 1,
@@ -113,9 +114,11 @@ def _one_token_kernel(
     y,
     width,
     num_features,
-    num_groups,
+    scale_row,
+    scale_group,
     GROUP: tl.constexpr,
     INNER: tl.constexpr,
+    BLOCK: tl.constexpr,
     LANES: tl.constexpr,
     FORMAT: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -138,15 +141,20 @@ def _one_token_kernel(
         PARTS: tl.constexpr = SPAN // GROUP if GROUP < SPAN else 1  # groups of a chunk
         RUNS: tl.constexpr = 4 // PARTS  # of inputs, in a part
         num_words = width // 8
+        line0 = row0 // BLOCK * BLOCK * num_words + row0 % BLOCK * INNER
+        line1 = row1 // BLOCK * BLOCK * num_words + row1 % BLOCK * INNER
+        line2 = row2 // BLOCK * BLOCK * num_words + row2 % BLOCK * INNER
+        line3 = row3 // BLOCK * BLOCK * num_words + row3 % BLOCK * INNER
         for first in range(0, num_words, LANES):
             lane = first + lanes
             is_in = lane < num_words
-            # read once and never again: what other kernels need stays in the cache
-            words0 = tl.load(codes + row0 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
-            words1 = tl.load(codes + row1 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
-            words2 = tl.load(codes + row2 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
-            words3 = tl.load(codes + row3 * num_words + lane, mask=is_in, other=0, eviction_policy="evict_first")
             chunk = lane // INNER
+            place = chunk * (BLOCK * INNER) + lane % INNER
+            # read once and never again: what other kernels need stays in the cache
+            words0 = tl.load(codes + line0 + place, mask=is_in, other=0, eviction_policy="evict_first")
+            words1 = tl.load(codes + line1 + place, mask=is_in, other=0, eviction_policy="evict_first")
+            words2 = tl.load(codes + line2 + place, mask=is_in, other=0, eviction_policy="evict_first")
+            words3 = tl.load(codes + line3 + place, mask=is_in, other=0, eviction_policy="evict_first")
             column = chunk * SPAN + 2 * (lane % INNER)
             for part in tl.static_range(PARTS):
                 totals, products0, products1, products2, products3 = zeros, zeros, zeros, zeros, zeros
@@ -159,8 +167,9 @@ def _one_token_kernel(
                     products3 += _number(words3, i) * lower + _number(words3, i + 4) * upper
                     totals += lower + upper
                 at = chunk * PARTS + part if GROUP < SPAN else chunk * SPAN // GROUP
-                at0, at1, at2 = row0 * num_groups + at, row1 * num_groups + at, row2 * num_groups + at
-                at3 = row3 * num_groups + at
+                at *= scale_group
+                at0, at1, at2 = row0 * scale_row + at, row1 * scale_row + at, row2 * scale_row + at
+                at3 = row3 * scale_row + at
                 sums0 += _in_group(products0, totals, scales, offsets, at0, is_in, FORMAT, HAS_OFFSETS)
                 sums1 += _in_group(products1, totals, scales, offsets, at1, is_in, FORMAT, HAS_OFFSETS)
                 sums2 += _in_group(products2, totals, scales, offsets, at2, is_in, FORMAT, HAS_OFFSETS)
@@ -174,9 +183,9 @@ def _one_token_kernel(
             code2 = tl.load(codes + row2 * width + lane, mask=is_in, other=0, eviction_policy="evict_first")
             code3 = tl.load(codes + row3 * width + lane, mask=is_in, other=0, eviction_policy="evict_first")
             value = tl.load(x + lane, mask=is_in, other=0.0).to(tl.float32)
-            at = lane // GROUP
-            at0, at1, at2 = row0 * num_groups + at, row1 * num_groups + at, row2 * num_groups + at
-            at3 = row3 * num_groups + at
+            at = lane // GROUP * scale_group
+            at0, at1, at2 = row0 * scale_row + at, row1 * scale_row + at, row2 * scale_row + at
+            at3 = row3 * scale_row + at
             sums0 += _scaled_code(code0, value, scales, offsets, at0, is_in, FORMAT, WHOLE, HAS_OFFSETS)
             sums1 += _scaled_code(code1, value, scales, offsets, at1, is_in, FORMAT, WHOLE, HAS_OFFSETS)
             sums2 += _scaled_code(code2, value, scales, offsets, at2, is_in, FORMAT, WHOLE, HAS_OFFSETS)

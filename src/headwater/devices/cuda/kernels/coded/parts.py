@@ -4,8 +4,11 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportAssignmentType=false
 
+import torch
 import triton
 import triton.language as tl
+
+from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 
 @triton.jit
@@ -20,10 +23,14 @@ def byte_codes(codes, FORMAT: tl.constexpr, dtype: tl.constexpr):
 def offset_of(scale, offsets, at, mask, FORMAT: tl.constexpr, HAS_OFFSETS: tl.constexpr):
     """What each input of a group is multiplied with, besides its code."""
     if HAS_OFFSETS:
-        return tl.load(offsets + at, mask=mask, other=0.0).to(tl.float32)
-    if FORMAT == "int4":
-        return -8.0 * scale
-    return 0.0 * scale
+        found = tl.load(offsets + at, mask=mask, other=0)
+        if found.dtype == tl.int16:  # bfloat16's bits, the upper half of a float32: -128 - zero point
+            offset = ((found.to(tl.int32) << 16).to(tl.float32, bitcast=True) + 128.0) * scale
+        else:
+            offset = found.to(tl.float32)
+    else:
+        offset = (-8.0 if FORMAT == "int4" else 0.0) * scale
+    return offset
 
 
 @triton.jit
@@ -40,3 +47,10 @@ def put(total, row, is_in, y, ADDS: tl.constexpr):
     if ADDS:
         total += tl.load(y + row).to(tl.float32)
     tl.store(y + row, total.to(y.dtype.element_ty), mask=is_in)
+
+
+def offset_bits(matrix: CodedMatrix) -> torch.Tensor:
+    """The offsets as `offset_of` loads them; of a matrix without offsets, anything."""
+    if matrix.offsets is None:
+        return matrix.scales
+    return matrix.offsets.view(torch.int16) if matrix.has_zeros else matrix.offsets

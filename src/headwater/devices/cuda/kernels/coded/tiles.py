@@ -1,9 +1,9 @@
-"""Some tokens times a coded matrix: codes become floats on the way to the tensor cores.
+"""Some tokens times a matrix of 8-bit codes: codes become floats on the way to the tensor cores.
 
 The matrix is the first factor, so that a few tokens fill a tile. Where a layer has too few outputs for the card, its
-inputs are split between programs, and a second kernel adds their sums in order. A code of 4 bits is the last bits of a
-16-bit float. Offsets are a small product of their own, with the sums of each group's inputs. Float8 codes are
-multiplied with float8 tokens (products/scaled_product.py): the card's units take both as they are.
+inputs are split between programs, and a second kernel adds their sums in order. Offsets are a small product of their
+own, with the sums of each group's inputs. Float8 codes are multiplied with float8 tokens (products/scaled_product.py):
+the card's units take both as they are. int4_tiles.py is for codes of 4 bits.
 """
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
@@ -17,23 +17,21 @@ import triton
 import triton.language as tl
 
 from headwater.devices.cuda.kernels.coded.parts import byte_codes
+from headwater.devices.cuda.kernels.coded.sums import add_sums, group_sums
 from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
-_MAX_INT4_TOKENS, _MAX_BYTE_TOKENS = 256, 128  # above, plain numbers in a library's product are the faster way
-_MIN_RUN = 16  # inputs of a product in tiles, at least
+_MAX_TOKENS = 128  # above, plain numbers in a library's product are the faster way
 _WANTED_PROGRAMS = 198  # three for two of an H200's processors
 _MAX_SPLITS = 8
 _MIN_SPLIT = 256  # inputs of a split, at least
-_SUM_BLOCK = 1024
-_LARGE_INT4 = 1 << 25  # numbers
 _GROUPS_AT_ONCE = tl.constexpr(32)
 
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
-    """How a product is cut: tokens and outputs of a program, and inputs at a time where codes have 8 bits."""
+    """How a product is cut: tokens and outputs of a program, and inputs at a time."""
 
     tokens: int
     features: int
@@ -43,11 +41,6 @@ class TileShape:
 
 
 # by the number of tokens up to which a shape suits; the fastest of those tried on an H200
-_INT4_SHAPES = (
-    (16, TileShape(16, 128, 128, 4, 3)),
-    (64, TileShape(64, 128, 128, 4, 3)),
-    (1 << 30, TileShape(128, 128, 128, 8, 3)),
-)
 _BYTE_SHAPES = (
     (16, TileShape(16, 64, 128, 4, 4)),
     (64, TileShape(64, 64, 128, 4, 4)),
@@ -66,21 +59,9 @@ _FLOAT8_GROUP_SHAPES = (  # sums of a group beside those of all take registers
 _FLOAT32 = TileShape(16, 64, 64, 4, 2)  # for tests
 
 
-def has_tiles(matrix: CodedMatrix) -> bool:
-    """Whether its codes can be multiplied in tiles: not those of 4 bits in short chunks."""
-    return 2 * matrix.words >= _MIN_RUN or matrix.format != "int4"
-
-
 def suits_tiles(num_tokens: int, matrix: CodedMatrix) -> bool:
     """Whether `tiles` is the faster way for some tokens."""
-    most = _MAX_INT4_TOKENS if matrix.format == "int4" else _MAX_BYTE_TOKENS
-    return num_tokens <= most and has_tiles(matrix)
-
-
-def suits_one_token_of_tiles(x: torch.Tensor, matrix: CodedMatrix) -> bool:
-    """Whether one token is multiplied faster in a tile than by plain multiplications: large matrices of 4 bits."""
-    is_large = matrix.format == "int4" and matrix.shape[0] * matrix.shape[1] >= _LARGE_INT4
-    return is_large and has_tiles(matrix) and matrix.offsets is None and x.dtype != torch.float32
+    return num_tokens <= _MAX_TOKENS and matrix.format != "int4"
 
 
 def tiles(
@@ -124,21 +105,20 @@ def _launch(
     num_splits = triton.cdiv(width, per_split)
     grid = (triton.cdiv(num_features, shape.features), triton.cdiv(num_tokens, shape.tokens))
     has_offsets, is_whole = matrix.offsets is not None, matrix.num_groups == 1
-    offsets, group_sums = matrix.scales, matrix.scales
+    offsets, sums = matrix.scales, matrix.scales
     if matrix.offsets is not None:
-        offsets, group_sums = matrix.offsets, _group_sums(x, matrix)
+        offsets, sums = matrix.offsets, group_sums(x, matrix.group)
     sizes = (width, num_features, matrix.num_groups, out.stride(-2), per_split)
     flags = (
         matrix.group, run, unit, shape.tokens, shape.features, matrix.format, has_offsets, is_whole,
         width % unit == 0, token_scales is not None, token_scales is not None and token_scales.shape[1] > 1,
         bias is not None, adds,
     )  # fmt: skip
-    pointers = (x, matrix.codes, matrix.scales, offsets, group_sums)
+    pointers = (x, matrix.codes, matrix.scales, offsets, sums)
     pointers = (*pointers, *(matrix.scales if each is None else each for each in (token_scales, bias)), out)
     dtypes = tuple(each.dtype for each in pointers)
     key = (x.device.index, dtypes, *sizes, *flags, shape.num_warps, shape.num_stages, *alignment(*pointers))
-    codes = matrix.codes.view(torch.int16) if matrix.format == "int4" else matrix.codes
-    pointers = (_bits(pointers[0]), codes, *pointers[2:])
+    pointers = (_bits(pointers[0]), *pointers[1:])
     _launch_tiles(
         (*grid, num_splits), *pointers, num_tokens, *sizes, *flags,
         key=key, num_warps=shape.num_warps, num_stages=shape.num_stages,
@@ -161,7 +141,7 @@ def _num_splits(x: torch.Tensor, matrix: CodedMatrix) -> int:
 def _shape_for(num_tokens: int, dtype: torch.dtype, matrix: CodedMatrix) -> TileShape:
     if dtype == torch.float32:
         return _FLOAT32
-    shapes = _INT4_SHAPES if matrix.format == "int4" else _BYTE_SHAPES
+    shapes = _BYTE_SHAPES
     if dtype == torch.float8_e4m3fn:
         shapes = _FLOAT8_SHAPES if matrix.num_groups == 1 else _FLOAT8_GROUP_SHAPES
     return next(shape for most, shape in shapes if num_tokens <= most)
@@ -169,8 +149,6 @@ def _shape_for(num_tokens: int, dtype: torch.dtype, matrix: CodedMatrix) -> Tile
 
 def _inputs_at_once(matrix: CodedMatrix, shape: TileShape) -> tuple[int, int]:
     """Inputs of a product in tiles, which share a scale, and of a turn of the kernel's loop."""
-    if matrix.format == "int4":
-        return 2 * matrix.words, 8 * matrix.words
     if matrix.num_groups == 1:
         return shape.columns, shape.columns
     run = min(shape.columns, matrix.group & -matrix.group)
@@ -187,50 +165,6 @@ def _inputs_of_a_split(width: int, unit: int, num_programs: int) -> int:
 
 def _bits(x: torch.Tensor) -> torch.Tensor:
     return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
-
-
-def _group_sums(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
-    """The sum of each group of inputs: [T, in] -> float32[T, in / group]"""
-    sums = torch.empty((len(x), matrix.num_groups), dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(matrix.group)
-    groups = max(1, min(triton.next_power_of_2(matrix.num_groups), _SUM_BLOCK * 4 // block))
-    sizes = (x.shape[1], matrix.num_groups)
-    flags = (matrix.group, groups, block)
-    key = (x.device.index, x.dtype, *sizes, *flags, *alignment(x, sums))
-    _launch_group_sums((len(x), triton.cdiv(matrix.num_groups, groups)), x, sums, *sizes, *flags, key=key)
-    return sums
-
-
-def add_sums(parts: Parts, y: torch.Tensor, *, adds: bool) -> None:
-    """y = parts that have no weights, or y += them. [T, out], whose rows may be parts of longer ones."""
-    sums, bias, scales = parts.rows, parts.bias, parts.scales
-    num_splits, num_tokens, num_features = sums.shape
-    sizes = (num_features, y.stride(0))
-    flags = (num_splits, bias is not None, scales is not None, adds, _SUM_BLOCK)
-    of_rows, of_columns = (sums, sums) if scales is None else (scales.of_rows, scales.of_columns)
-    pointers = (sums, sums if bias is None else bias, of_rows, of_columns, y)
-    key = (y.device.index, *(each.dtype for each in pointers), *sizes, *flags, *alignment(*pointers))
-    grid = (num_tokens, triton.cdiv(num_features, _SUM_BLOCK))
-    _launch_sums(grid, *pointers, num_tokens, *sizes, *flags, key=key)
-
-
-@triton.jit
-def _tile_number(halves, i: tl.constexpr, dtype: tl.constexpr):
-    """Code i of each half of a word, and `_above`: the last bits of a 16-bit float need no conversion."""
-    if dtype == tl.bfloat16:  # 128 + n
-        return (((halves >> (4 * i)) & 15) | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    if dtype == tl.float16:  # 1024 + n
-        return (((halves >> (4 * i)) & 15) | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
-    return ((halves >> (4 * i)) & 15).to(dtype)
-
-
-@triton.jit
-def _above(dtype: tl.constexpr):
-    if dtype == tl.bfloat16:
-        return 128.0
-    if dtype == tl.float16:
-        return 1024.0
-    return 0.0
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -272,62 +206,42 @@ def _tiles_kernel(
     x_at = x + token.to(tl.int64)[None, :] * width + run[:, None]
     line = feature.to(tl.int64) * num_groups
     sums = tl.zeros((FEATURES, TOKENS), tl.float32)
-    if FORMAT == "int4":
-        dtype: tl.constexpr = x.dtype.element_ty
-        PARTS: tl.constexpr = UNIT // GROUP if GROUP < UNIT else 1
-        RUNS: tl.constexpr = 4 // PARTS
-        code_at = codes + feature.to(tl.int64)[:, None] * (width // 4) + run[None, :]
-        for first in range(start, stop, UNIT):
-            halves = tl.load(code_at + first // 4, mask=is_in[:, None], other=0)
-            for part in tl.static_range(PARTS):
-                products = tl.zeros((FEATURES, TOKENS), tl.float32)
-                for step in tl.static_range(RUNS):
-                    i = part * RUNS + step
-                    value = tl.load(x_at + first + i * RUN, mask=is_token[None, :], other=0.0)
-                    number = (_tile_number(halves, i, dtype) - (_above(dtype) + 8.0)).to(dtype)
-                    products = tl.dot(number, value, products, input_precision="ieee")
-                group = line + (first + part * RUNS * RUN) // GROUP
-                scale = tl.load(scales + group, mask=is_in, other=0.0).to(tl.float32)
-                sums += products * scale[:, None]
-    else:
-        code_at = codes + feature.to(tl.int64)[:, None] * width + run[None, :]
-        for first in range(start, stop, UNIT):
-            for part in tl.static_range(UNIT // RUN):
-                at = first + part * RUN
-                is_code, is_value = is_in[:, None], is_token[None, :]
-                if not IS_EVEN:
-                    is_column = at + run < width
-                    is_code, is_value = is_code & is_column[None, :], is_value & is_column[:, None]
-                found = tl.load(code_at + at, mask=is_code, other=0)
-                if IS_FLOAT8:
-                    value = tl.load(x_at + at, mask=is_value, other=0).to(tl.float8e4nv, bitcast=True)
-                    number = found.to(tl.float8e4nv, bitcast=True)
-                else:
-                    value = tl.load(x_at + at, mask=is_value, other=0.0)
-                    number = byte_codes(found, FORMAT, value.dtype)
-                if IS_WHOLE:
-                    sums = tl.dot(number, value, sums, input_precision="ieee")
-                else:
-                    place = at // GROUP if IS_EVEN else tl.minimum(at, width - 1) // GROUP
-                    products = tl.dot(number, value, input_precision="ieee")
-                    if HAS_TOKEN_GROUPS:
-                        scale_at = token_scales + token * num_groups + place
-                        products *= tl.load(scale_at, mask=is_token, other=0.0)[None, :]
-                    sums += products * tl.load(scales + line + place, mask=is_in, other=0.0).to(tl.float32)[:, None]
-        if IS_WHOLE:
-            sums *= tl.load(scales + line, mask=is_in, other=0.0).to(tl.float32)[:, None]
-        if IS_FLOAT8 and not HAS_TOKEN_GROUPS:
-            sums *= tl.load(token_scales + token, mask=is_token, other=0.0)[None, :]
+    code_at = codes + feature.to(tl.int64)[:, None] * width + run[None, :]
+    for first in range(start, stop, UNIT):
+        for part in tl.static_range(UNIT // RUN):
+            at = first + part * RUN
+            is_code, is_value = is_in[:, None], is_token[None, :]
+            if not IS_EVEN:
+                is_column = at + run < width
+                is_code, is_value = is_code & is_column[None, :], is_value & is_column[:, None]
+            found = tl.load(code_at + at, mask=is_code, other=0)
+            if IS_FLOAT8:
+                value = tl.load(x_at + at, mask=is_value, other=0).to(tl.float8e4nv, bitcast=True)
+                number = found.to(tl.float8e4nv, bitcast=True)
+            else:
+                value = tl.load(x_at + at, mask=is_value, other=0.0)
+                number = byte_codes(found, FORMAT, value.dtype)
+            if IS_WHOLE:
+                sums = tl.dot(number, value, sums, input_precision="ieee")
+            else:
+                place = at // GROUP if IS_EVEN else tl.minimum(at, width - 1) // GROUP
+                products = tl.dot(number, value, input_precision="ieee")
+                if HAS_TOKEN_GROUPS:
+                    scale_at = token_scales + token * num_groups + place
+                    products *= tl.load(scale_at, mask=is_token, other=0.0)[None, :]
+                sums += products * tl.load(scales + line + place, mask=is_in, other=0.0).to(tl.float32)[:, None]
+    if IS_WHOLE:
+        sums *= tl.load(scales + line, mask=is_in, other=0.0).to(tl.float32)[:, None]
+    if IS_FLOAT8 and not HAS_TOKEN_GROUPS:
+        sums *= tl.load(token_scales + token, mask=is_token, other=0.0)[None, :]
     if HAS_OFFSETS:
-        # groups that begin in this split; codes of 4 bits were taken as numbers from -8 on
+        # groups that begin in this split
         group = tl.arange(0, _GROUPS_AT_ONCE)
         stop_group = (stop + GROUP - 1) // GROUP
         for first in range((start + GROUP - 1) // GROUP, stop_group, _GROUPS_AT_ONCE):
             is_group = first + group < stop_group
             number_at, is_number = line[:, None] + first + group[None, :], is_in[:, None] & is_group[None, :]
             offset = tl.load(offsets + number_at, mask=is_number, other=0.0).to(tl.float32)
-            if FORMAT == "int4":
-                offset += 8.0 * tl.load(scales + number_at, mask=is_number, other=0.0).to(tl.float32)
             total_at = group_sums + token[None, :] * num_groups + first + group[:, None]
             total = tl.load(total_at, mask=is_token[None, :] & is_group[:, None], other=0.0)
             sums = tl.dot(offset, total, sums, input_precision="ieee")
@@ -341,41 +255,4 @@ def _tiles_kernel(
     tl.store(out_at, sums.to(out.dtype.element_ty), mask=is_out)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
-def _add_splits_kernel(
-    sums, biases, of_rows, of_columns, y, num_tokens, num_features, y_stride,
-    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALES: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    token = tl.program_id(0).to(tl.int64)
-    is_in = at < num_features
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in tl.static_range(SPLITS):
-        total += tl.load(sums + (split * num_tokens + token) * num_features + at, mask=is_in, other=0.0)
-    if HAS_SCALES:
-        total *= tl.load(of_rows + token) * tl.load(of_columns + at, mask=is_in, other=0.0)
-    if HAS_BIAS:
-        total += tl.load(biases + at, mask=is_in, other=0.0).to(tl.float32)
-    y_at = y + token * y_stride + at
-    if ADDS:
-        total += tl.load(y_at, mask=is_in, other=0.0).to(tl.float32)
-    tl.store(y_at, total.to(y.dtype.element_ty), mask=is_in)
-
-
-@triton.jit
-def _group_sums_kernel(
-    x, sums, width, num_groups, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    column = tl.arange(0, BLOCK)
-    is_group = group < num_groups
-    place = group[:, None] * GROUP + column[None, :]
-    is_in = (place < width) & (column < GROUP)[None, :]
-    value = tl.load(x + token * width + place, mask=is_in, other=0.0).to(tl.float32)
-    tl.store(sums + token * num_groups + group, tl.sum(value, 1), mask=is_group)
-
-
-_launch_group_sums = Launcher(_group_sums_kernel)
 _launch_tiles = Launcher(_tiles_kernel)
-_launch_sums = Launcher(_add_splits_kernel)
