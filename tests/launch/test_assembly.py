@@ -66,9 +66,12 @@ def test_a_refused_hub_id_names_the_flag_that_allows_it(tmp_path: Path, monkeypa
     assert refusals[1] is None
 
 
-@pytest.mark.parametrize(("asked", "chunk", "gap_s"), [({}, 512, 0.2), ({"chunked_prefill_size": 300}, 300, None)])
+@pytest.mark.parametrize(("asked", "chunk", "gap_s"), [
+    ({}, 512, 0.2), ({"chunked_prefill_size": 300}, 300, None),
+    ({"max_gap_ms": 25.0}, 512, 0.025), ({"chunked_prefill_size": 300, "max_gap_ms": 50.0}, 300, 0.05),
+])  # fmt: skip
 def test_chunks_leave_streams_a_gap_unless_their_size_was_asked_for(
-    tmp_path: Path, asked: dict[str, int], chunk: int, gap_s: float | None
+    tmp_path: Path, asked: dict[str, Any], chunk: int, gap_s: float | None
 ) -> None:
     make_tiny_model("llama", tmp_path / "model")
     given = ServerArgs(model=str(tmp_path / "model"), dtype="float32", max_total_tokens=400, device="cpu", **asked)

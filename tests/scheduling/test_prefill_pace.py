@@ -33,8 +33,19 @@ def test_prompts_get_on_however_slow_the_machine_is():
     assert pace.limit(7) == 7
 
 
+def test_a_gpu_computes_what_costs_it_nothing_whatever_the_gap():
+    """Its decodes alone may take longer than the gap, and prompts must not wait for that."""
+    pace = PrefillPace(0.025, least_tokens=256)
+    for _ in range(30):
+        num_tokens = pace.limit(8000)
+        pace.saw(num_tokens, 0.040 + num_tokens * 1e-4)
+    assert num_tokens == 256
+    assert pace.limit(100) == 100
+
+
 def test_before_any_step_the_limit_is_cautious():
     assert PrefillPace(0.2).limit(1000) == 64
+    assert PrefillPace(0.2, least_tokens=256).limit(1000) == 256
 
 
 def test_steps_with_hardly_any_prompt_tokens_say_nothing():

@@ -31,7 +31,7 @@ from headwater.models.end_tokens import union, within
 from headwater.models.loader import LoadedModel, tokenizer_end_ids
 from headwater.models.sampling_defaults import read_sampling_defaults
 from headwater.scheduling.limits import SchedulerLimits
-from headwater.scheduling.prefill_pace import CPU_MAX_GAP_S
+from headwater.scheduling.prefill_pace import CPU_MAX_GAP_S, GPU_LEAST_TOKENS, LEAST_TOKENS
 from headwater.scheduling.speculation.drafters import CPU_LIMITS, GPU_LIMITS, SpeculationSettings
 from headwater.storage.errors import StorageError
 from headwater.storage.page_key import Fingerprint, config_hash
@@ -84,8 +84,7 @@ def _build(
     started_s = time.monotonic()
     group = None if ranks is None else ranks.group
     placement = open_placement(args, cpus=cpus, ranks=group, gpu=gpus[0] if gpus and group is None else None)
-    # a GPU's chunks are short anyway, and a size that was asked for holds
-    max_gap_s = CPU_MAX_GAP_S if placement.device.name == "cpu" and not args.chunked_prefill_size else None
+    max_gap_s = _max_gap_s(args, placement.device.name)
     args = args.for_device(placement.device.name)
     model = read_model(args, placement, weights)
     max_context = _max_context(args, model.loaded)
@@ -245,6 +244,13 @@ def _load_adapters(
     return tuple(loaded.values())
 
 
+def _max_gap_s(args: ServerArgs, device: str) -> float | None:
+    """By default a GPU's chunks are short anyway, and a size that was asked for holds."""
+    if args.max_gap_ms is not None:
+        return args.max_gap_ms / 1000
+    return CPU_MAX_GAP_S if device == "cpu" and not args.chunked_prefill_size else None
+
+
 def _limits(args: ServerArgs, *, max_context: int, max_gap_s: float | None) -> SchedulerLimits:
     assert args.max_running_requests is not None
     assert args.max_step_tokens is not None
@@ -256,6 +262,7 @@ def _limits(args: ServerArgs, *, max_context: int, max_gap_s: float | None) -> S
         max_queued=args.max_queued_requests,
         max_context=max_context,
         max_gap_s=max_gap_s,
+        least_paced_tokens=LEAST_TOKENS if args.device == "cpu" else GPU_LEAST_TOKENS,
         max_queued_tokens=args.max_queued_tokens,
         max_queue_share=args.queue_share,
         queue_timeout_s=args.queue_timeout,

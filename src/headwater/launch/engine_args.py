@@ -76,6 +76,16 @@ class EngineArgs(CacheArgs, kw_only=True, frozen=True, omit_defaults=True):
             also=("--max-prefill-tokens",),
         ),
     ] = None
+    max_gap_ms: Annotated[
+        float | None,
+        Flag(
+            "Milliseconds that prompts may leave between two tokens of a stream: a step beside streams computes as "
+            "many prompt tokens as fit in them. Default: 200 on CPU without --chunked-prefill-size; else no limit.",
+            SCHEDULE,
+            low=1,
+            high=60_000,
+        ),
+    ] = None
     schedule_policy: Annotated[
         Literal["fcfs", "lpm"],
         Flag("Order of the queue: first come first served, or longest prefix match.", SCHEDULE),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from headwater.scheduling.prefill_pace import LEAST_TOKENS
 from headwater.scheduling.request import Request
 
 
@@ -25,6 +26,7 @@ class SchedulerLimits:
     max_queued: int
     max_context: int
     max_gap_s: float | None = None  # that prefill should leave between two tokens of a stream
+    least_paced_tokens: int = LEAST_TOKENS  # of prompts in a step beside streams, whatever the gap
     max_queued_tokens: int | None = None
     max_queue_share: float = 1.0  # of the queue's requests and tokens that one account may hold
     queue_timeout_s: float | None = None  # from arrival until a request starts

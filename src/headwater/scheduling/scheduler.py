@@ -73,7 +73,7 @@ class Scheduler:
         self._columns = PlanColumns()
         self._num_launched = 0  # the id of the next step
         self._launched_s = 0.0
-        self._pace = PrefillPace(limits.max_gap_s)
+        self._pace = PrefillPace(limits.max_gap_s, least_tokens=limits.least_paced_tokens)
         self.speculation = Speculation(speculation, cache, running=self.running, counters=self.counters)
         self._filler = StepFiller(
             self.running, limits=limits, pace=self._pace, retract=self._retract, speculation=self.speculation
