@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A closed loop through HTTP: each of 64 clients streams one answer after another. First tokens, and gaps between them.
 
-    http_load.py MODEL OUT.json [--clients 64] [--requests 5] [-- --max-gap-ms 25]
+    closed_loop.py MODEL OUT.json [--clients 64] [--requests 5] [-- --max-gap-ms 25]
 
 Prompts have 256 to 1,024 tokens and answers 64 to 320, all distinct. Gaps and first tokens count from each client's
 second request until the first client has ended, so while all are busy. What is behind `--` goes to `headwater serve`.
@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "gpu"))
 
 from figures import Figures
 from served import serve, stream
