@@ -43,13 +43,13 @@ def rank_parts(num_cards: int, *, is_trial: bool = False) -> dict[str, Part]:
         decodes = ("--ranks", n, "--parts", "one_shot", "nccl", "--limit-s", "60")
         parts[f"tp{n}_decodes"] = ("all_reduce.py", (), decodes, 130)
         parts[f"tp{n}_copies"] = ("rank_copies.py", (), ("--ranks", n), 90)
-    tiers = ("--parts", "hits", "--chats", "32", "--tp-size", n, *place)
-    parts[f"tp{n}_tiers"] = ("tiers_run.py", (small,), tiers, 100)
-    parts[f"tp{n}_flush"] = ("flush_run.py", (small,), ("--rounds", "1", "--tp-size", n, *place), 80)
-    if num_cards == 2:
-        parts["tp1_tiers"] = ("tiers_run.py", (small,), ("--parts", "hits", "--chats", "32", *place), 80)
-        parts["tp1_flush"] = ("flush_run.py", (small,), ("--rounds", "1", *place), 70)
-    if not is_trial:  # last: a server that it leaves behind would keep the cards' memory
+        hits = ("--parts", "hits", "--chats", "32")
+        parts[f"tp{n}_tiers"] = ("tiers_run.py", (small,), (*hits, "--tp-size", n), 100)
+        parts[f"tp{n}_flush"] = ("flush_run.py", (small,), ("--rounds", "1", "--tp-size", n), 80)
+        if num_cards == 2:
+            parts["tp1_tiers"] = ("tiers_run.py", (small,), hits, 80)
+            parts["tp1_flush"] = ("flush_run.py", (small,), ("--rounds", "1"), 70)
+        # last: a server that it leaves behind would keep the cards' memory
         parts[f"tp{n}_check"] = ("check_device.py", ("--ranks", n, "--limit-s", "220", "--report"), (), 240)
     return parts
 

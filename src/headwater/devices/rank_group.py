@@ -1,7 +1,7 @@
 """The ranks that compute one model together (tensor parallelism): each has a share of the heads and of the columns.
 
 All ranks run the same steps on the same pages, and meet in sums over ranks: after the attention's output projection,
-after the MLP's down projection, and for the embedding of the step's tokens.
+after the MLP's down projection, for the embedding of the step's tokens, and for a QK-norm over all heads.
 """
 
 from dataclasses import dataclass
