@@ -113,6 +113,15 @@ def test_attention_of_every_geometry(built: Built, geometry: tuple[int, int, int
     torch.testing.assert_close(found.float(), setting.expected(0), rtol=0, atol=_tolerance(dtype))
 
 
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_many_queries_of_a_kv_head_over_a_long_context(built: Built, has_sinks: bool) -> None:
+    """On a GPU the pieces of their context are joined for all queries together, some pieces at a time."""
+    device, dtype = built
+    setting = Setting([(1, 40), (1, 650)], dtype=dtype, geometry=(9, 1, 32), has_sinks=has_sinks)
+    found = setting.run(device, layer=1)
+    torch.testing.assert_close(found.float(), setting.expected(1), rtol=0, atol=_tolerance(dtype))
+
+
 @pytest.mark.parametrize(
     ("rows", "changes"),
     [

@@ -50,6 +50,7 @@ def test_it_is_for_large_matrices_whose_rows_fit() -> None:
         return suits_stream(torch.empty((num_rows, width), dtype=dtype, device="meta"), is_gated=is_gated)
 
     assert suits(28672, 4096, is_gated=True) and suits(28672, 4096, torch.uint8, is_gated=True)
-    assert suits(6144, 4096) and suits(4096, 14336) and suits(4096, 14336, torch.uint8)
-    assert not suits(6144, 4096, torch.uint8) and not suits(5120, 2048), "less than 32 MB"
+    assert suits(6144, 4096) and suits(4096, 14336)
+    assert not suits(5120, 2048), "less than 32 MB"
+    assert not suits(4096, 14336, torch.uint8), "less than 96 MB of codes"
     assert not suits(8192, 28672) and not suits(57344, 16384, is_gated=True), "long rows"

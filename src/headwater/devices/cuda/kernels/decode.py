@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from headwater.devices.cuda.kernels.float8 import head_exponent, load_exponents, power_of_two, split_pairs
+from headwater.devices.cuda.kernels.join_stretches import join_stretches
 from headwater.devices.cuda.kernels.rotary import first_dims, normed, pairing_of, second_dims
 from headwater.devices.cuda.kernels.rows import Scales
 from headwater.devices.cuda.kernels.sinks import load_sinks, with_sink
@@ -79,6 +80,7 @@ def decode(
     `scales`: those by which `qkv` is still to be multiplied.
     """
     num_rows, num_kv_heads, head_dim = batch.num_decodes, geometry.num_kv_heads, geometry.head_dim
+    assert num_rows * num_kv_heads <= len(scratch.counters), "scratch memory for fewer heads: no row would be joined"
     group = geometry.num_heads // num_kv_heads
     num_splits, min_split = split_limits(num_rows, num_kv_heads)
     block, num_warps = _block(kv), _NUM_WARPS
@@ -117,6 +119,7 @@ def decode(
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         GROUP_BLOCK=max(16, triton.next_power_of_2(group)),
+        GROUP_JOINED=triton.next_power_of_2(group),
         HALF=head_dim // 2,
         HALF_BLOCK=max(16, triton.next_power_of_2(head_dim // 2)),
         PAGE_SIZE=kv.layout.page_size,
@@ -172,6 +175,7 @@ def _decode_kernel(
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
+    GROUP_JOINED: tl.constexpr,
     HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
@@ -333,21 +337,8 @@ def _decode_kernel(
     if tl.atomic_add(counter, 1, sem="acq_rel") == num_splits - 1:
         tl.debug_barrier()
         tl.store(counter, 0)
-        splits = tl.arange(0, MAX_SPLITS)
-        is_split = splits < num_splits
-        for member in tl.static_range(GROUP):
-            parts = (head * MAX_SPLITS) + splits * GROUP + member
-            # .cg: past the first-level cache, which the other programs' stores did not go through
-            lse = tl.load(lses + parts, mask=is_split, other=-float("inf"), cache_modifier=".cg")
-            most = tl.max(lse, 0)
-            beside = 0.0
-            if HAS_SINKS:
-                sink = load_sinks(sinks + kv_head * GROUP + member, True)
-                most = tl.maximum(most, sink)
-                beside = tl.exp2(sink - most)
-            share = tl.exp2(lse - most)
-            is_part = is_split[:, None] & (dim[None, :] < DIM)
-            part_at = partials + parts[:, None] * DIM + dim[None, :]
-            each = tl.load(part_at, mask=is_part, other=0.0, cache_modifier=".cg")
-            joined = tl.sum(each * share[:, None], 0) / (tl.sum(share, 0) + beside)
-            tl.store(out + (head + member) * DIM + dim, joined.to(dtype), mask=dim < DIM)
+        join_stretches(
+            partials, lses, sinks, out, head, kv_head, num_splits,
+            GROUP=GROUP, GROUP_JOINED=GROUP_JOINED, DIM=DIM, DIM_BLOCK=DIM_BLOCK, MAX_SPLITS=MAX_SPLITS,
+            HAS_SINKS=HAS_SINKS,
+        )  # fmt: skip
