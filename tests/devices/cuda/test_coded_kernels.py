@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from headwater.devices.cuda.device import CudaDevice
-from headwater.devices.cuda.kernels.coded.int4_tiles import int4_parts, int4_tiles
+from headwater.devices.cuda.kernels.coded.int4_tiles import int4_parts, int4_tiles, splits_int4
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.kernels.coded.tiles import tiles
 from headwater.devices.cuda.kernels.rounded import round_tokens
@@ -175,6 +175,19 @@ def test_int4_tiles(group: int, offsets_are: str, num_tokens: int) -> None:
         assert (found - 1 - expected).norm() <= unit * expected.norm()
         summed = int4_parts(x, matrix).sum(0) + bias
         assert (summed - expected).norm() <= unit * expected.norm()
+
+
+def test_a_gate_adds_the_parts_of_its_product() -> None:
+    """A product whose inputs are split is a sum that the gate's kernel makes."""
+    weights = [place_codes(make("int4", (40, 1024), (1, 128), offsets_are="zeros"), PLACE) for _ in range(2)]
+    gated = CudaDevice(PLACE).pack_gated_linear(*weights)
+    for num_tokens in (1, 9):
+        x = torch.randn((num_tokens, 1024), generator=torch.Generator().manual_seed(1)).to(PLACE).half()
+        assert splits_int4(x, join(weights))
+        gate = F.linear(x.float(), to_numbers(weights[0], torch.float32))
+        found = gated(x)
+        assert found.dtype == torch.float16
+        torch.testing.assert_close(found.float(), F.silu(gate) * gate, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("offsets_are", ["", "zeros", "any"])

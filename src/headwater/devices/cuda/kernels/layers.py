@@ -81,15 +81,22 @@ def _norm(
     _launch_norm((num_tokens,), x, weight, y, *strides, *parameters, key=key, num_warps=num_warps)
 
 
-def activate_mul(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """activation(gate) * up of rows [gate, up]. [T, 2 n] -> [T, n]"""
-    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    y = torch.empty((num_tokens, width), dtype=gate_up.dtype, device=gate_up.device)
+def activate_mul(
+    gate_up: torch.Tensor, activation: Activation, *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """activation(gate) * up of rows [gate, up]: [T, 2 n] -> [T, n], in `dtype` if it is given.
+
+    Or of rows that are a sum of P rows still to be made, [P, T, 2 n].
+    """
+    num_parts = 1 if gate_up.ndim == 2 else len(gate_up)
+    num_tokens, width = gate_up.shape[-2], gate_up.shape[-1] // 2
+    y = torch.empty((num_tokens, width), dtype=dtype or gate_up.dtype, device=gate_up.device)
     if num_tokens:
         block = 1024
         grid = (num_tokens, triton.cdiv(width, block))  # only the first size of a grid may be above 65,535
-        key = (gate_up.device.index, gate_up.dtype, width, activation, *alignment(gate_up))
-        _launch_activate_mul(grid, gate_up, y, width, block, activation == "gelu_tanh", key=key)
+        size = 2 * width * num_tokens  # of a part
+        key = (gate_up.device.index, gate_up.dtype, y.dtype, width, num_parts, activation, *alignment(gate_up, size))
+        _launch_activate_mul(grid, gate_up, y, width, size, num_parts, block, activation == "gelu_tanh", key=key)
     return y
 
 
@@ -161,12 +168,17 @@ def activated(x, IS_GELU: tl.constexpr):
 
 
 @triton.jit
-def _activate_mul_kernel(gate_up, y, width, BLOCK: tl.constexpr, IS_GELU: tl.constexpr):
+def _activate_mul_kernel(
+    gate_up, y, width, part_size, PARTS: tl.constexpr, BLOCK: tl.constexpr, IS_GELU: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_in = at < width
-    gate = tl.load(gate_up + row * 2 * width + at, mask=is_in, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * width + width + at, mask=is_in, other=0.0).to(tl.float32)
+    gate, up = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for part in tl.static_range(PARTS):
+        line = gate_up + part * part_size + row * 2 * width
+        gate += tl.load(line + at, mask=is_in, other=0.0).to(tl.float32)
+        up += tl.load(line + width + at, mask=is_in, other=0.0).to(tl.float32)
     value = activated(gate, IS_GELU) * up
     tl.store(y + row * width + at, value.to(y.dtype.element_ty), mask=is_in)
 

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import torch
 
-from headwater.devices.cuda.kernels.coded.int4_tiles import int4_parts, int4_tiles, suits_int4_tiles
+from headwater.devices.cuda.kernels.coded.int4_tiles import int4_parts, int4_tiles, splits_int4, suits_int4_tiles
 from headwater.devices.cuda.kernels.coded.numbers import to_numbers
 from headwater.devices.cuda.kernels.coded.one_float8 import gated_float8, one_float8, suits_one_float8
 from headwater.devices.cuda.kernels.coded.one_token import one_token
@@ -123,6 +123,14 @@ class CodedLinear:
             return scaled_parts(rounded, weight, part.bias)
         assert isinstance(x, torch.Tensor)
         return Parts(tile_parts(x.contiguous(), weight), part.bias) if suits_tiles(len(x), weight) else None
+
+    def split_sums(self, x: Rows) -> torch.Tensor | None:
+        """The product as a sum that is still to be made, float32[P, T, out], where it is computed in parts."""
+        part = self._parts[0]
+        if self.is_deterministic or len(self._parts) > 1 or part.bias is not None or not isinstance(x, torch.Tensor):
+            return None
+        is_split = isinstance(part.weight, CodedMatrix) and splits_int4(x, part.weight)
+        return int4_parts(x.contiguous(), part.weight) if is_split else None
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor | RoundedRows) -> None:
         self._write(x, residual, adds=True)

@@ -26,6 +26,9 @@ class CudaGatedLinear:
             return self._both.gated(x, self.activation)
         group = None if reader is None else reader.rounding(len(x), x)
         if group is None:
+            sums = self._both.split_sums(x) if isinstance(self._both, CodedLinear) else None
+            if sums is not None:
+                return activate_mul(sums, self.activation, dtype=x.dtype)
             return self.multiply(self._halves(x))
         unscaled = self._both.unscaled(x) if isinstance(self._both, CodedLinear) else None
         halves = self._halves(x) if unscaled is None else unscaled

@@ -35,7 +35,7 @@ from headwater.devices.cuda.kernels.launch import Launcher, alignment
 from headwater.devices.cuda.kernels.rows import Parts
 from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
-_MAX_TOKENS = 256  # above, plain numbers in a library's product are the faster way
+_MAX_TOKENS = 512  # above, plain numbers in a library's product are the faster way
 _MIN_RUN = 16  # inputs of a product in tiles, at least
 _MAX_SPLITS = 8
 _MIN_SPLIT = 256  # inputs of a split, at least
@@ -57,11 +57,11 @@ class TileShape:
 
 # by the number of tokens up to which a shape suits; the fastest of those tried on an H200
 _SHAPES = (
-    (8, TileShape(8, 64, 2, 3, 448)),
-    (16, TileShape(16, 128, 4, 3, 224)),
+    (8, TileShape(8, 64, 2, 3, 896)),
+    (16, TileShape(16, 128, 4, 3, 448)),
     (32, TileShape(32, 128, 4, 3, 224)),
-    (64, TileShape(64, 128, 4, 3, 128)),
-    (1 << 30, TileShape(128, 128, 8, 3, 128, rounds=True)),
+    (64, TileShape(64, 128, 4, 3, 160)),
+    (1 << 30, TileShape(128, 128, 8, 3, 200, rounds=True)),
 )
 _FLOAT32 = TileShape(16, 64, 4, 2, 198)  # for tests
 
@@ -77,6 +77,11 @@ def suits_int4_tiles(x: torch.Tensor, matrix: CodedMatrix) -> bool:
         return True
     is_simple = matrix.offsets is None or matrix.has_zeros
     return x.dtype != torch.float32 and (is_simple or matrix.shape[0] * matrix.shape[1] >= _LARGE)
+
+
+def splits_int4(x: torch.Tensor, matrix: CodedMatrix) -> bool:
+    """Whether the product is best computed as the sum of several, of parts of the inputs."""
+    return suits_int4_tiles(x, matrix) and _cut(x, matrix)[1] < matrix.shape[1]
 
 
 def int4_tiles(x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None, y: torch.Tensor, *, adds: bool) -> None:
@@ -170,17 +175,25 @@ def _int4_kernel(
     code_at = codes + (feature.to(tl.int64) // BLOCK * line + feature % BLOCK * RUN)[:, None] + run[None, :]
     scale_line = scales + feature * scale_row
     if KIND == "middle":
-        scale_at, is_scale = scale_line, is_in
+        scale_place, is_scale = feature * scale_row, is_in
     else:  # a scale and what is beside it
-        scale_at, is_scale = scale_line[:, None] + tl.arange(0, 2)[None, :], is_in[:, None]
+        scale_place, is_scale = (feature * scale_row)[:, None] + tl.arange(0, 2)[None, :], is_in[:, None]
+    if PARTS >= 2:  # of all groups of a chunk: a join puts two side by side, and a split takes them apart again
+        scale_feature = feature if KIND == "middle" else tl.join(feature, feature)
+        if PARTS == 4:
+            scale_place = tl.join(scale_place, scale_place + 2 * scale_group)
+            scale_feature = tl.join(scale_feature, scale_feature)
+        scale_place = tl.join(scale_place, scale_place + scale_group)
+        is_scale = tl.join(scale_feature, scale_feature) < num_features
     sums = tl.zeros((FEATURES, TOKENS), tl.float32)
-    next_scales = tl.load(scale_at + start // GROUP * scale_group, mask=is_scale, other=0)
+    next_scales = tl.load(scales + start // GROUP * scale_group + scale_place, mask=is_scale, other=0)
     for first in range(start, stop, UNIT):
         halves = tl.load(code_at + first // 4 * BLOCK, mask=is_in[:, None], other=0)
+        all_bits = _parts(next_scales, PARTS)
+        next_group = tl.minimum(first + UNIT, stop - 1) // UNIT * UNIT // GROUP
+        next_scales = tl.load(scales + next_group * scale_group + scale_place, mask=is_scale, other=0)
         for part in tl.static_range(PARTS):
-            bits = next_scales
-            next_first = tl.minimum(first + (part + 1) * RUNS * RUN, stop - 1)
-            next_scales = tl.load(scale_at + next_first // GROUP * scale_group, mask=is_scale, other=0)
+            bits = all_bits[part]
             minus = tl.full((FEATURES,), -8.0, tl.float32)
             if KIND != "middle":
                 bits, beside = tl.split(bits)
@@ -226,6 +239,21 @@ def _int4_kernel(
     if ADDS:
         sums += tl.load(out_at, mask=is_out, other=0.0).to(tl.float32)
     tl.store(out_at, sums.to(out.dtype.element_ty), mask=is_out)
+
+
+@triton.jit
+def _parts(bits, PARTS: tl.constexpr):
+    """What lies side by side, apart: for each group of a chunk."""
+    if PARTS == 1:
+        found = (bits,)
+    elif PARTS == 2:
+        found = tl.split(bits)
+    else:
+        even, odd = tl.split(bits)
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        found = (first, second, third, fourth)
+    return found
 
 
 _launch_int4 = Launcher(_int4_kernel)
