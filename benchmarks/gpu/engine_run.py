@@ -59,17 +59,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def awq_like(_device: CudaDevice, weight: Any) -> Any:
+def awq_like(self: CudaDevice, array: Any) -> Any:
     """In place of the rounding to float8."""
-    num_rows, width = weight.shape
-    groups = weight.float().reshape(num_rows, width // 128, 128)
+    num_rows, width = array.shape
+    groups = array.float().reshape(num_rows, width // 128, 128)
     scales = ((groups.amax(dim=2) - groups.amin(dim=2)) / 15).half().float()
     zeros = (-groups.amin(dim=2) / scales).round().clamp(0, 15)
     codes = ((groups / scales[:, :, None]).round() + zeros[:, :, None]).clamp(0, 15).reshape(num_rows, width // 2, 2)
     pairs = (codes[:, :, 0].to(torch.uint8) | codes[:, :, 1].to(torch.uint8) << 4).cpu().numpy()
     scales, offsets = (each.cpu().numpy() for each in (scales, -zeros * scales))
     tensor = ScaledTensor("int4", (num_rows, width), pairs, scales, tile=(1, 128), offsets=offsets)
-    found = place_codes(tensor, weight.device)
+    found = place_codes(tensor, array.device)
     assert found.has_zeros
     return found
 

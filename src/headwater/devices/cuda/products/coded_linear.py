@@ -129,8 +129,9 @@ class CodedLinear:
         part = self._parts[0]
         if self.is_deterministic or len(self._parts) > 1 or part.bias is not None or not isinstance(x, torch.Tensor):
             return None
-        is_split = isinstance(part.weight, CodedMatrix) and splits_int4(x, part.weight)
-        return int4_parts(x.contiguous(), part.weight) if is_split else None
+        if not isinstance(part.weight, CodedMatrix) or not splits_int4(x, part.weight):
+            return None
+        return int4_parts(x.contiguous(), part.weight)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor | RoundedRows) -> None:
         self._write(x, residual, adds=True)

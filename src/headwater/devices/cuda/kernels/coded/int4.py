@@ -5,6 +5,7 @@ The compiler alone would take the halves of a word apart. The interpreter, and f
 
 # Triton kernels are no plain Python: their launch options and arithmetic are unknown to a type checker.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportAssignmentType=false
 
 from typing import Literal
 
