@@ -145,7 +145,7 @@ def coded() -> None:
         matrix = device.place(tensor, form=form)
         bias = torch.zeros(256, dtype=torch.bfloat16)
         device.pack_linear([matrix], [bias])(torch.zeros(1, 512, dtype=torch.bfloat16))
-        for num_tokens in (1, 4, 100, 200):
+        for num_tokens in (1, 4, 100, 200, 1000):
             x = torch.zeros(num_tokens, 512, dtype=torch.bfloat16)
             device.pack_linear([matrix]).add_to(torch.zeros(num_tokens, 256), x)
         device.pack_linear([matrix]).embed(torch.zeros(3, dtype=torch.int32))
