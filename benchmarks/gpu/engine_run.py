@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if options.quantization == "awq":
         flags["quantization"] = "fp8"
         CudaDevice.rounded = awq_like
-    facts = {"model": options.model, "temperature": options.temperature, **flags, "weights": options.quantization}
+    facts = {"model": options.model, "temperature": options.temperature, **flags, "quantization": options.quantization}
     figures = Figures(options.out, facts)
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.model, Path(root))

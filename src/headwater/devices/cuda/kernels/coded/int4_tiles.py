@@ -37,7 +37,7 @@ from headwater.devices.cuda.products.coded_matrix import CodedMatrix
 
 _MAX_TOKENS = 512  # above, plain numbers in a library's product are the faster way
 _MIN_RUN = 16  # inputs of a product in tiles, at least
-_MAX_SPLITS = 8
+_FEW_TOKENS, _MAX_SPLITS, _MAX_SPLITS_OF_MANY = 32, 8, 4  # parts of many tokens take long to add up
 _MIN_SPLIT = 256  # inputs of a split, at least
 _LARGE = 1 << 25  # numbers
 _GROUPS_AT_ONCE = tl.constexpr(32)
@@ -107,8 +107,9 @@ def _cut(x: torch.Tensor, matrix: CodedMatrix) -> tuple[TileShape, int]:
     num_tokens, (num_features, width) = len(x), matrix.shape
     shape = _FLOAT32 if x.dtype == torch.float32 else next(shape for most, shape in _SHAPES if num_tokens <= most)
     num_tiles = triton.cdiv(num_features, shape.features) * triton.cdiv(num_tokens, shape.tokens)
+    most = _MAX_SPLITS if num_tokens <= _FEW_TOKENS else _MAX_SPLITS_OF_MANY
     splits = 1
-    while splits < _MAX_SPLITS and splits * num_tiles < shape.num_programs and width >= 2 * splits * _MIN_SPLIT:
+    while splits < most and splits * num_tiles < shape.num_programs and width >= 2 * splits * _MIN_SPLIT:
         splits *= 2
     unit = 8 * matrix.words
     return shape, triton.cdiv(triton.cdiv(width, unit), splits) * unit
