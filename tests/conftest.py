@@ -18,7 +18,10 @@ settings.load_profile("busy machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("NO_COLOR", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: other processes need the cores, too
+# before numpy and torch are loaded: other processes need the cores, too, and OpenBLAS spins while it waits for them
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels are interpreted, which must be said before import
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from api_under_test import saying, served
+from api_under_test import PLAIN, saying, served
 
 from headwater.http_api import connection
 from headwater.http_api.connection import ConnectionLimits
@@ -69,7 +69,7 @@ def test_headers_without_bound_are_a_431_long_before_they_are_all_read(engine: S
         assert num_sent < 16 << 20, "the rest is neither read nor kept"
         answer = read_all(sock)
         assert not answer or status_and_error(answer)[0] in (400, 431)  # the system may drop what it had for us
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", **PLAIN).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_too_much_header_tells_what_is_accepted(engine: ScriptedEngine, lines: b
 
 def test_large_but_accepted_headers_pass(engine: ScriptedEngine) -> None:
     with served(engine) as (url, _):
-        assert httpx.get(f"{url}/health", headers={"x-long": "a" * 60_000}).status_code == 200
+        assert httpx.get(f"{url}/health", headers={"x-long": "a" * 60_000}, **PLAIN).status_code == 200
 
 
 @pytest.mark.parametrize("begin", [b"", b"\r\n", b"GET /health HTTP/1.1\r\nx-slow: 1"])
@@ -163,7 +163,7 @@ def test_clients_without_a_whole_request_make_room_for_others(engine: ScriptedEn
             with contextlib.suppress(ConnectionError):
                 stack.enter_context(connected(url)).sendall(half)
         for _ in range(5):
-            assert httpx.get(f"{url}/health").status_code == 200
+            assert httpx.get(f"{url}/health", **PLAIN).status_code == 200
         assert state.is_serving
 
 
@@ -204,7 +204,7 @@ def test_many_requests_in_one_piece_are_bounded(engine: ScriptedEngine) -> None:
     with served(engine) as (url, _), connected(url) as sock:
         sock.sendall(b"GET /ready HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2000)
         assert read_all(sock).count(b"HTTP/1.1 200") <= connection.MAX_PIPELINED + 1
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", **PLAIN).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_client_that_leaves_within_its_body_is_no_error(
             with connected(url) as sock:
                 sock.sendall(head + framing)
         time.sleep(0.2)
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", **PLAIN).status_code == 200
     assert not caplog.records, caplog.text
 
 

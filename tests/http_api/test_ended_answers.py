@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from api_under_test import Api, api, error_of, served, until
+from api_under_test import PLAIN, Api, api, error_of, served, until
 from loop_engines import LoopEngine, loop_engines, prompt_of
 
 from headwater.simulation.fakes.runner import StepFault
@@ -184,7 +184,7 @@ def test_the_openai_sdk_raises(engine: LoopEngine) -> None:
         chat["extra_body"] = {"ignore_eos": True}
         stream = client.chat.completions.create(**chat, stream=True)
         assert next(stream).choices[0].finish_reason is None
-        httpx.post(url + "/abort_request", json={"abort_all": True})
+        httpx.post(url + "/abort_request", json={"abort_all": True}, **PLAIN)
         with pytest.raises(openai.APIError, match="ended before its answer was whole"):
             list(stream)
         num_requests = engine.parts.scheduler.counters.num_finished
@@ -198,7 +198,7 @@ def _abort_soon(url: str, engine: LoopEngine, call: Callable[[], Any]) -> Any:
     def abort() -> None:
         while not engine.parts.scheduler.running:
             pass
-        httpx.post(url + "/abort_request", json={"abort_all": True})
+        httpx.post(url + "/abort_request", json={"abort_all": True}, **PLAIN)
 
     thread = Thread(target=abort)
     thread.start()

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
-from api_under_test import MODEL, call_in_loop_of, saying, served
+from api_under_test import MODEL, PLAIN, call_in_loop_of, saying, served
 
 from headwater.messages.control import CancelOperation, FlushCache
 from headwater.messages.generation import Abort, Generate
@@ -89,7 +89,7 @@ def test_a_caller_who_leaves_cancels_its_pending_flush(engine: ScriptedEngine, u
 
 def test_a_10_mb_body_gets_its_413_through_a_real_connection(url: str) -> None:
     """A server that answers without reading would reset the connection under most clients."""
-    response = httpx.post(f"{url}/generate", content=b"x" * (10 << 20), timeout=10)
+    response = httpx.post(f"{url}/generate", content=b"x" * (10 << 20), timeout=10, **PLAIN)
     assert response.status_code == 413
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
     headers = {"transfer-encoding": "chunked", "content-type": "application/json"}
@@ -120,7 +120,7 @@ def test_shutdown_ends_streams_with_an_error_event(engine: ScriptedEngine) -> No
 
 def test_an_engine_that_dies_ends_streams_and_waiting_requests(engine: ScriptedEngine) -> None:
     engine.script.step_s = 0.02
-    with served(engine) as (url, state), httpx.Client(timeout=5) as http:
+    with served(engine) as (url, state), httpx.Client(timeout=5, **PLAIN) as http:
         answers: list[httpx.Response] = []
         body = {"text": "a", "sampling_params": LONG}
         waiting = threading.Thread(target=lambda: answers.append(http.post(f"{url}/generate", json=body)))
@@ -147,7 +147,7 @@ def test_hundreds_of_mixed_requests_are_all_answered(engine: ScriptedEngine, url
             "rid": f"r{number}",
             "sampling_params": {"max_new_tokens": 20},
         }
-        with httpx.Client(timeout=20) as http:
+        with httpx.Client(timeout=20, **PLAIN) as http:
             if number % 3 == 0:
                 outcomes.append(http.post(f"{url}/generate", json=body).status_code)
                 return

@@ -2,11 +2,12 @@
 
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import sanitized
-from linear_setting import MATRIX_PRODUCTS
+from linear_setting import MATRIX_PRODUCTS, PRODUCTS
 
 from fake_machine import FakeMachine
 from headwater.devices.cpu.kernel_build import INSTRUCTION_SETS, build, compile_library, usable_instruction_sets
@@ -35,6 +36,18 @@ def library(request: pytest.FixtureRequest) -> KernelLibrary:
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
     """Products by AMX on any x86-64 processor: its tiles in plain C, the code around them as it is."""
+    return _emulated("emulated-amx", PRODUCTS, "-O1", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def emulated_matrices(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
+    """Of `emulated` what few products of whole matrices need: the compiler takes 7 s of CPU instead of 15."""
+    return _emulated("emulated-matrices", MATRIX_PRODUCTS, "-O0", tmp_path_factory)
+
+
+def _emulated(
+    name: str, sources: Sequence[Path], optimisation: str, tmp_path_factory: pytest.TempPathFactory
+) -> KernelLibrary:
     isa = INSTRUCTION_SETS["avx2"]
     if isa not in usable_instruction_sets():
         pytest.skip("needs AVX2")
@@ -42,10 +55,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
         return KernelLibrary(Path(sanitized.LIBRARY), isa)
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # one for the processes of a run
-    path = folder / "emulated-amx.so"
-    with (folder / "emulated-amx.lock").open("w") as lock:
+    path = folder / f"{name}.so"
+    with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            # the compiler takes more time than the products: 7 s of CPU, and 10 s with -O1
-            compile_library(isa, path, sources=MATRIX_PRODUCTS, extra_options=("-O0", "-DHEADWATER_EMULATE_AMX"))
+            compile_library(isa, path, sources=sources, extra_options=(optimisation, "-DHEADWATER_EMULATE_AMX"))
     return KernelLibrary(path, isa)

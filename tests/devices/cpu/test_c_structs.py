@@ -35,11 +35,11 @@ STRUCTS = sorted(
 )
 
 
-def fields_in_c(name: str) -> list[tuple[str, type]]:
-    """Name and type of each field; pointers are addresses."""
+def fields_in_c(struct_name: str) -> list[tuple[str, type]]:
+    """Name and type of each field; pointers are addresses, and arrays have their length."""
     sources = "\n".join(path.read_text() for path in sorted(SOURCES.rglob("*.[ch]")))
     code = re.sub(r"//[^\n]*|/\*.*?\*/", "", sources, flags=re.S)
-    (body,) = re.findall(rf"typedef struct \{{([^{{}}]*)\}} {name};", code)
+    (body,) = re.findall(rf"typedef struct \{{([^{{}}]*)\}} {struct_name};", code)
     fields: list[tuple[str, type]] = []
     for line in filter(str.strip, body.split(";")):
         function = re.fullmatch(r"\s*\w+ \(\*(\w+)\)\(.*\)\s*", line, flags=re.S)
@@ -52,7 +52,8 @@ def fields_in_c(name: str) -> list[tuple[str, type]]:
             kind = (
                 ctypes.c_void_p if "*" in one else C_TYPES.get(declared[1], getattr(linear_kernels, declared[1], None))
             )
-            fields.append((one.replace("*", "").strip(), kind))
+            name, _, length = one.replace("*", "").strip().rstrip("]").partition("[")
+            fields.append((name, kind * int(length) if length else kind))
     return fields
 
 

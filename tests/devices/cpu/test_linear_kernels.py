@@ -358,9 +358,10 @@ def test_a_row_of_tiles_depends_neither_on_its_neighbours_nor_on_chunks(emulated
 @pytest.mark.parametrize("format", ["Q8_0", "Q4_1", "Q6_K", "bfloat16"])
 @pytest.mark.parametrize("num_decodes", [1, 19])
 def test_decodes_beside_rows_of_tiles_are_computed_without(
-    emulated: KernelLibrary, format: str, num_decodes: int
+    emulated_matrices: KernelLibrary, format: str, num_decodes: int
 ) -> None:
     """A row's kind decides: a decode has the bits of a set without AMX, a prompt those of a step without decodes."""
+    emulated = emulated_matrices
     packed, x = pack(emulated, [weight(format, (72, 512))]), activations(num_decodes + 50, 512)
     mixed = multiply(emulated, packed, x, num_decodes=num_decodes)
     decodes = multiply(emulated, packed, x[:num_decodes], num_decodes=num_decodes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_under_test import served
+from api_under_test import PLAIN, served
 from axe import serious_faults
 from browser import DESKTOP, PHONE, chromium, opened
 from loop_engines import LoopEngine, loop_engines, prompt_of
@@ -42,13 +42,13 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(autouse=True)
 def fresh(url: str) -> None:
     """What a test that failed has left behind fails no other."""
-    httpx.post(f"{url}/continue_generation").raise_for_status()
-    httpx.post(f"{url}/flush_cache?mode=now").raise_for_status()
+    httpx.post(f"{url}/continue_generation", **PLAIN).raise_for_status()
+    httpx.post(f"{url}/flush_cache?mode=now", **PLAIN).raise_for_status()
 
 
 def generate(url: str, prompt: list[int], *, num_tokens: int = 2, **more: Any) -> None:
     body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": num_tokens, "ignore_eos": True}} | more
-    httpx.post(f"{url}/generate", json=body, timeout=60).raise_for_status()
+    httpx.post(f"{url}/generate", json=body, timeout=60, **PLAIN).raise_for_status()
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def long_request(engine: LoopEngine, url: str) -> Iterator[Callable[[int], None]
                 pool.submit(generate, url, prompt_of(500 + index), num_tokens=330, rid=f"long-{index}")
 
         yield begin
-        httpx.post(f"{url}/abort_request", json={"abort_all": True})
+        httpx.post(f"{url}/abort_request", json={"abort_all": True}, **PLAIN)
         engine.step_s = 0.0
 
 
 def metrics(url: str) -> dict[str, float]:
     """By name and labels, without the labels that every series has."""
     found = {}
-    for line in httpx.get(f"{url}/metrics").text.splitlines():
+    for line in httpx.get(f"{url}/metrics", **PLAIN).text.splitlines():
         if not line.startswith("#"):
             name, _, value = line.rpartition(" ")
             labels = sorted(re.findall(r'(\w+)="([^"]*)"', name))
@@ -112,7 +112,7 @@ def test_the_numbers_are_those_of_metrics_under_load(
         now = metrics(url)
         assert now["sglang:num_running_reqs"] == 3
         expect(page.locator("#device-private")).to_have_text(re.compile(r"[1-9]"), timeout=SOON_MS)
-        httpx.post(f"{url}/abort_request", json={"abort_all": True})
+        httpx.post(f"{url}/abort_request", json={"abort_all": True}, **PLAIN)
         expect(page.locator("#figure-running")).to_have_text("0", timeout=SOON_MS)
         now = metrics(url)
         for owner in ("free", "tree", "private", "retired", "transfer"):
@@ -228,7 +228,7 @@ def test_a_prefix_is_pinned_from_the_map_and_the_pin_ended(url: str, browser: Br
         expect(page.locator("#pins li")).to_contain_text("40 tokens", timeout=SOON_MS)
         page.locator("#pins li button").click()
         expect(page.locator("#pins li")).to_have_count(0, timeout=SOON_MS)
-        assert httpx.get(f"{url}/cache/pins").json() == {"pins": []}
+        assert httpx.get(f"{url}/cache/pins", **PLAIN).json() == {"pins": []}
 
 
 @pytest.mark.parametrize(("scheme", "viewport"), [("light", DESKTOP), ("dark", PHONE)], ids=["light", "dark phone"])
