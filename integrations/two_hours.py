@@ -84,10 +84,15 @@ class Run:
             (await self._http.post("/generate", json=body)).raise_for_status()
 
     async def _take_the_largest_step(self) -> None:
-        """A CPU's arrays grow to the largest step: chunks of a prompt whose every token has logits, and decodes."""
+        """A CPU's arrays grow to the largest step: chunks of a prompt whose every token has logits, and decodes.
+
+        Alone the prompt has whole chunks; beside streams they are cut, so that no stream waits long.
+        """
         prompt = {"input_ids": list(range(1000, 2000)), "return_logprob": True, "logprob_start_len": 0}
         prompt |= {"sampling_params": {"max_new_tokens": 1}}
         decodes = {"text": "Hello", "sampling_params": {"n": LARGEST_STEP, "max_new_tokens": 200, "ignore_eos": True}}
+
+        (await self._http.post("/generate", json=prompt)).raise_for_status()
 
         async def go_beside() -> None:
             for _ in range(3):

@@ -134,7 +134,7 @@ class City(BaseModel):
 def parsed(server: Server) -> None:
     """The SDK turns a pydantic class into a schema, and the answer into an object of the class."""
     answer = client_of(server).chat.completions.parse(
-        model=server.model, messages=QUESTION, response_format=City, max_tokens=200
+        model=server.model, messages=QUESTION, response_format=City, max_tokens=200, temperature=0
     )
     assert isinstance(answer.choices[0].message.parsed, City)
 
@@ -182,7 +182,7 @@ def responses(server: Server) -> None:
 @check("responses, structured")
 def responses_structured(server: Server) -> None:
     answer = client_of(server).responses.parse(
-        model=server.model, input="Name a city.", text_format=City, max_output_tokens=200
+        model=server.model, input="Name a city.", text_format=City, max_output_tokens=200, temperature=0
     )
     assert isinstance(answer.output_parsed, City)
 
