@@ -37,7 +37,8 @@ from results import save
 from server_process import ServerProcess
 
 SERVE = f"{sys.executable} -m headwater serve --port {{port}} --enable-hierarchical-cache --max-total-tokens 60000"
-OFTEN = Path(__file__).with_name("often.py")
+OFTEN = Path(__file__).resolve().with_name("often.py")
+ROOT = OFTEN.parents[2]
 SETTLE_S = 10.0  # the server prepares grammars, and copies pages to the host
 QUIET_CORES = 0.1  # of others, in any window
 IDLE_ARMS = ("none", "1 page", "20 pages", "closed")
@@ -207,7 +208,8 @@ def main() -> None:
     found = report(records, times=args.times)
     if args.save:
         named = [record | {"server": "headwater"} for record in records]
-        print(save("dashboard-cost", [*named, found], servers={"headwater": {"command": ["python", *server.argv[1:]]}}))
+        command = ["python", str(OFTEN.relative_to(ROOT)), *server.argv[2:]]
+        print(save("dashboard-cost", [*named, found], servers={"headwater": {"command": command}}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Weights from a trainer to a server of its own process, while streams run: GB/s, and the time without tokens.
 
-weights_transfer.py --shape qwen2.5-0.5b                       a CPU: safetensors bodies, shared memory, gloo
+weights_transfer.py --shape qwen3-0.6b                         a CPU: safetensors bodies, shared memory, gloo
 weights_transfer.py --shape llama3.1-8b --device cuda --ways body,shared,ipc
 weights_transfer.py --shape llama3.1-8b --device cuda --ways nccl,vllm    the trainer on the second card
 
@@ -44,7 +44,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "gpu"))
 sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parents[2] / "integrations" / "training" / "stand_ins"))
 from served import PORT, serve
-from shapes import make_model
+from shapes import SHAPES, make_model
 
 from headwater.models.loader import read_config, resolve_model
 from steady_streams import Streams
@@ -414,7 +414,7 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="qwen2.5-0.5b", help="a shape of gpu/shapes.py")
+    parser.add_argument("--shape", default="qwen3-0.6b", choices=sorted(SHAPES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--ways", default="", help=f"of {', '.join(PLAIN)}; default: those of the device")
     parser.add_argument("--rounds", type=int, default=4)
