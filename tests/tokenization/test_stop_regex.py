@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headwater.tokenization.stop_program import MAX_STATES, compile_stop
@@ -69,6 +69,7 @@ def run(text: str, patterns: list[str], *, chunk: int = 1, include_stop: bool = 
     patterns=st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=3, unique=True),
     chunk=st.integers(1, 9),
 )
+@example(text="1b\nb", patterns=[r"(?m)^b"], chunk=1)  # a character that begins nothing, but for the next line
 def test_the_match_is_the_first_one_of_re_however_the_text_is_cut(text, patterns, chunk):
     assert run(text, patterns, chunk=chunk) == reference(text, patterns)
 

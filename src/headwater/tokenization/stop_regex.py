@@ -32,7 +32,7 @@ class StopRegexMatcher:
         if self.matched is not None:
             return ""
         for number, char in enumerate(text, start=1):
-            if not self._threads and char in self._lead:
+            if not self._threads and not self._is_line_start and char in self._lead:
                 self._position += 1
                 self._seen.clear()
                 continue
