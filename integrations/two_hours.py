@@ -28,7 +28,7 @@ import httpx
 from checks import URL_VARIABLES, server_at
 from clients import client_named
 from endurance.plot import plot
-from endurance.samples import Sample, device_pages, engine_of, process_at, trends
+from endurance.samples import Sample, device_pages, engine_of, grown, mappings_mib, process_at, trends
 from endurance.streams import Outcome, Stream
 from environment import Environment
 from record import commit
@@ -39,6 +39,7 @@ RESULTS = Path(__file__).parent / "results"
 IDLE_LIMIT_S = 60.0
 LARGEST_STEP = 48  # decodes in one step: more than the streams and the SDKs send at once
 MAX_STORED_RESPONSES = 50  # the default, 1,000, would fill for hours and look like a leak
+JUMP_MIB = 3.0  # between two samples, of which the record says where it is
 MAX_KEPT_SAMPLES = 400  # in the record; every sample counts for the trends
 
 
@@ -53,6 +54,7 @@ class Run:
         self._is_over = threading.Event()  # also when something has failed
         self.outcome = Outcome()
         self.samples: list[Sample] = []
+        self.jumps: list[dict[str, Any]] = []  # of the engine's memory between two samples, by mapping
         self.sdk_checks: dict[str, dict[str, int]] = {}
 
     async def go(self) -> dict[str, int]:
@@ -110,7 +112,12 @@ class Run:
     async def _sample(self, until_s: float) -> None:
         api = self._server.process.pid
         engine = engine_of(api)
+        before = mappings_mib(engine)
         while time.monotonic() < until_s:
+            if sum((after := mappings_mib(engine)).values()) > sum(before.values()) + JUMP_MIB:
+                at_s = round(time.monotonic() - self._began_s, 1)
+                self.jumps.append({"at_s": at_s, "grown_mib": grown(before, after)})
+            before = after
             self.samples.append(
                 Sample(
                     at_s=round(time.monotonic() - self._began_s, 1),
@@ -171,6 +178,7 @@ def verdict(run: Run, pages: dict[str, int], *, warm_up_s: float) -> dict[str, A
         "pages_at_the_end": pages,
         "num_failures": len(run.outcome.failures),
         "faults": faults,
+        "jumps": run.jumps,
         "samples": [sample.as_dict() for sample in run.samples[:: len(run.samples) // MAX_KEPT_SAMPLES + 1]],
     }
 

@@ -63,6 +63,25 @@ def process_at(pid: int) -> Process:
     )
 
 
+def mappings_mib(pid: int) -> dict[str, float]:
+    """Memory in use by mapping: a file's name, or the address of memory without one."""
+    found: dict[str, float] = {}
+    name = ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        fields = line.split()
+        if not fields[0].endswith(":"):
+            name = fields[5] if len(fields) > 5 else fields[0].partition("-")[0]
+        elif fields[0] == "Rss:":
+            found[name] = found.get(name, 0.0) + int(fields[1]) / 1024
+    return found
+
+
+def grown(before: dict[str, float], after: dict[str, float], *, least_mib: float = 0.5) -> dict[str, float]:
+    """Which mappings hold more memory than before, in MiB."""
+    more = {name: round(mib - before.get(name, 0.0), 2) for name, mib in after.items()}
+    return {name: mib for name, mib in more.items() if mib >= least_mib}
+
+
 def engine_of(api: int) -> int:
     """The engine's process: the largest child of the API process, whose other child only cleans up."""
     tasks = Path(f"/proc/{api}/task").glob("*/children")
