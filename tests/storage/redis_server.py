@@ -30,9 +30,11 @@ def find_binary() -> str:
 class RedisServer:
     """Started by `start`; keeps its folder across `kill` and `start`."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, preload: Path | None = None) -> None:
+        """`preload` is a library whose functions replace the C library's."""
         self._binary = find_binary()
         self._options = options
+        self._environment = os.environ | ({"LD_PRELOAD": str(preload)} if preload else {})
         self._folder = Path(tempfile.mkdtemp(prefix="hw-redis-"))  # short: a socket's path is limited
         self._socket = self._folder / "s"
         self._process: subprocess.Popen | None = None
@@ -47,7 +49,8 @@ class RedisServer:
     def start(self) -> None:
         base = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder)]
         command = [self._binary, *base, "--save", "", "--daemonize", "no", *self._options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=self._environment)
         give_up_s = time.monotonic() + START_S
         while not self._answers():
             assert self._process.poll() is None, f"{self._binary} ended at once"

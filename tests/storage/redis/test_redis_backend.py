@@ -1,7 +1,11 @@
 """The Redis store alone: crashes, old snapshots, full memory, hanging servers, keys of others."""
 
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -38,8 +42,8 @@ def own_server() -> Iterator:
     """Makes servers with the options a test needs."""
     servers: list[RedisServer] = []
 
-    def make(*options: str) -> RedisServer:
-        servers.append(RedisServer(*options))
+    def make(*options: str, preload: Path | None = None) -> RedisServer:
+        servers.append(RedisServer(*options, preload=preload))
         servers[-1].start()
         return servers[-1]
 
@@ -113,6 +117,55 @@ def test_a_server_with_an_append_only_file_stays_warm_and_flushed(own_server):
     assert backend.generations([flushed.scope(cache_salt="s")]) == (raised,)
     assert read(backend, old_keys, pages) == [STALE] * 3
     assert read(backend, kept.keys(backend, 3), pages) == [HIT] * 3
+    backend.close()
+
+
+@pytest.fixture
+def slow_disk(tmp_path: Path) -> Path:
+    """A library with which the thread that syncs files takes half a minute for each."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs Linux and a C compiler")
+    source = tmp_path / "slow.c"
+    source.write_text(
+        "#define _GNU_SOURCE\n#include <unistd.h>\n"
+        "int fdatasync(int fd) { if (gettid() != getpid()) sleep(30); return 0; }\n"
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", source.with_suffix(".so")], check=True)
+    return source.with_suffix(".so")
+
+
+def wait_until_syncing(server: RedisServer) -> None:
+    give_up_s = time.monotonic() + 60
+    with server.client() as client:
+        while not client.info("persistence")["aof_pending_bio_fsync"]:
+            assert time.monotonic() < give_up_s
+            client.incr("other")
+            time.sleep(0.02)
+
+
+def test_a_flush_is_acknowledged_when_the_append_only_file_has_it(own_server, slow_disk):
+    """While an earlier part of the file is synced, the server answers first and writes later."""
+    server = own_server("--appendonly", "yes", "--appendfsync", "everysec", preload=slow_disk)
+    backend, pages = RedisBackend(server.url), make_pages(3)
+    scope = Tenant("s").scope(cache_salt="s")
+    old_keys = Tenant("s").keys(backend, 3)
+    backend.put(old_keys, pages)
+    wait_until_syncing(server)
+    raised = backend.raise_generation(scope)
+    server.kill()
+    server.start()
+    assert backend.generations([scope]) == (raised,)
+    assert read(backend, old_keys, pages) == [STALE] * 3
+    backend.close()
+
+
+def test_a_flush_that_the_append_only_file_does_not_take_is_an_error(own_server, slow_disk):
+    server = own_server("--appendonly", "yes", "--appendfsync", "everysec", preload=slow_disk)
+    wait_until_syncing(server)
+    backend = RedisBackend(server.url, timeout_s=0.2)
+    with pytest.raises(StorageUnavailable, match="append-only file"):
+        backend.raise_generation(Tenant().scope())
     backend.close()
 
 

@@ -14,7 +14,13 @@ from headwater.storage.errors import StorageClosed, StorageUnavailable
 from headwater.storage.file.bucket_record import encode_bucket
 from headwater.storage.page_format import HEADER_BYTES, Defect, find_defect, header_of
 from headwater.storage.page_key import Bucket, PageKey
-from headwater.storage.redis.generations import START, adopt_server, counters_of, raise_counter
+from headwater.storage.redis.generations import (
+    START,
+    adopt_server,
+    counters_of,
+    raise_counter,
+    wait_until_logged,
+)
 from headwater.storage.redis.keyspace import MemoryRoom, PageCounter, Reaper
 from headwater.storage.redis.layout import (
     BUCKETS,
@@ -35,7 +41,7 @@ class RedisBackend:
     """Pages as strings with a time to live, which each use renews. The Redis server decides about eviction.
 
     The first call connects, so Headwater starts even if the Redis server is down. With an append-only file, raised
-    counters survive a crash of the Redis server (and one of its machine, depending on `appendfsync`). Without such a
+    counters survive a crash of the Redis server (and one of its machine, with `appendfsync always`). Without such a
     file, pages from before a restart are not found after it (generations.py).
     """
 
@@ -62,6 +68,7 @@ class RedisBackend:
             raise ValueError(f"timeout_s must be positive, found {timeout_s}")
         self._capacity_bytes = capacity_bytes
         self._ttl: tuple[Any, ...] = () if ttl_s is None else ("EX", ttl_s)
+        self._timeout_s = timeout_s
         self._pool = _make_pool(url, timeout_s=timeout_s)
         self._client: Client = redis.Redis(connection_pool=self._pool)
         self._counters = StorageCounters()
@@ -141,6 +148,7 @@ class RedisBackend:
             raised = raise_counter(self._client.execute_command, scope_id)
         if raised is None:
             raise StorageUnavailable("redis: the counters vanish again and again; is the memory too small?")
+        wait_until_logged(self._client.execute_command, limit_s=self._timeout_s)
         return raised
 
     def _exists(self, keys: Sequence[PageKey]) -> list[bool]:

@@ -1,23 +1,29 @@
 """Generations in Redis: counters that can be lost with the server's memory, but never decrease.
 
-A killed server may restart with an older snapshot, from before a flush. Only a server with an append-only file
-writes a counter to disk before it answers. So each new connection compares the server's run id with the one stored
-beside the counters. After a restart without an append-only file, the counters start again at a random number, and
-the pages of the snapshot stay unreachable.
+A killed server may restart with an older snapshot, from before a flush. Only a server with an append-only file has
+written the counter by then. So each new connection compares the server's run id with the one stored beside the
+counters. After a restart without an append-only file, the counters start again at a random number, and the pages of
+the snapshot stay unreachable.
+
+Even with an append-only file a server may answer first and write up to two seconds later (`appendfsync everysec`,
+while the disk is slow). So a raised counter is acknowledged when the server has nothing left to write.
 """
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.connection import Connection
 from redis.exceptions import ResponseError
 
+from headwater.storage.errors import StorageUnavailable
 from headwater.storage.redis.layout import GENERATIONS, PAGE_PREFIX, SCAN_COUNT, is_out_of_memory
 
 START = b"start"
 _SACRIFICE = 16  # pages deleted so that a full server can take a counter
 _MAX_SCANS = 100
+_LOOK_AGAIN_S = 0.01
 
 Execute = Callable[..., Any]
 
@@ -60,6 +66,23 @@ def raise_counter(execute: Execute, scope_id: bytes) -> int | None:
     """Increment a counter and return it; None if the store has lost its counters."""
     raised = _write(execute, "EVAL", _RAISE, 1, GENERATIONS, scope_id)
     return None if raised is None else int(raised[0]) + int(raised[1])
+
+
+def wait_until_logged(execute: Execute, *, limit_s: float) -> None:
+    """Wait until the append-only file, if there is one, has all that was executed before.
+
+    The file then survives a crash of the server. Raises StorageUnavailable after `limit_s` seconds.
+    """
+    give_up_s = time.monotonic() + limit_s
+    while _unlogged_bytes(execute):
+        if time.monotonic() >= give_up_s:
+            raise StorageUnavailable(f"redis: the append-only file has not taken a raised counter within {limit_s} s")
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _unlogged_bytes(execute: Execute) -> int:
+    """Bytes that wait for the append-only file; 0 without such a file."""
+    return int(execute("INFO", "persistence").get("aof_buffer_length", 0))
 
 
 def counters_of(values: Sequence[bytes | None]) -> tuple[int, ...] | None:
