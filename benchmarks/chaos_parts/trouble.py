@@ -6,11 +6,11 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import httpx
 
 from chaos_parts.outcome import Outcome
+from headwater.bench.machine import children_of
 
 BACK_LIMIT_S = 180.0
 STANDSTILL_S = (0.5, 4.0)
@@ -18,8 +18,7 @@ STANDSTILL_S = (0.5, 4.0)
 
 def engine_pids(server_pid: int) -> list[int]:
     """The engine processes of a server."""
-    tasks = Path(f"/proc/{server_pid}/task").glob("*/children")
-    return sorted(int(pid) for task in tasks for pid in task.read_text().split())
+    return children_of(server_pid)
 
 
 class Trouble:

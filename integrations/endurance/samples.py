@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from headwater.bench.machine import children_of, rss_mib
+
 PAGE_OWNERS = ("free", "cached", "private", "retired", "transfer")
 MIB = 1 << 20
 
@@ -84,9 +86,7 @@ def grown(before: dict[str, float], after: dict[str, float], *, least_mib: float
 
 def engine_of(api: int) -> int:
     """The engine's process: the largest child of the API process, whose other child only cleans up."""
-    tasks = Path(f"/proc/{api}/task").glob("*/children")
-    children = [int(child) for task in tasks for child in task.read_text().split()]
-    return max(children, key=lambda pid: process_at(pid).rss_mib)
+    return max(children_of(api), key=rss_mib)
 
 
 async def device_pages(http: httpx.AsyncClient) -> dict[str, int]:

@@ -27,6 +27,22 @@ def test_the_listener_on_a_port_is_found_with_its_children() -> None:
     assert machine.listeners_on(port) == []
 
 
+def test_a_listener_that_closes_a_connection_meanwhile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy server closes connections all the time: a descriptor that is listed may be gone when it is looked at."""
+    closed, really = [], os.readlink
+
+    def read(path: Path) -> str:
+        if path.parent == Path(f"/proc/{os.getpid()}/fd") and not closed:
+            closed.append(path)
+            raise FileNotFoundError(path)
+        return really(path)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(machine.os, "readlink", read)
+        assert machine.listeners_on(listener.getsockname()[1]) == [os.getpid()]
+    assert closed
+
+
 def test_nobody_listens_on_a_free_port() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from headwater.bench.machine import children_of
+from processes import command_of, held_port, number_of
 
 START_LIMIT_S = 120.0
 # httpx would read all certificates of the system for every request to an http:// address, which takes 26 ms
@@ -25,9 +27,8 @@ class RunningServer:
     """
 
     def __init__(self, *arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        self._port = held_port()
+        port = number_of(self._port)
         self.url = f"http://127.0.0.1:{port}"
         self._folder = tempfile.TemporaryDirectory(prefix="hw-test-")
         self.temporary = Path(self._folder.name) / "t"
@@ -79,13 +80,15 @@ class RunningServer:
 
     def children(self) -> list[int]:
         """Process ids of what the server has started: the engine, and what checks grammars."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(pid) for task in tasks for pid in task.read_text().split()]
+        return children_of(self.process.pid)
 
     def engine_pid(self) -> int:
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.children()}
-        (pid,) = [pid for pid, command in commands.items() if b"headwater.server.engine_process" in command]
+        (pid,) = self.engine_pids()
         return pid
+
+    def engine_pids(self) -> list[int]:
+        """Those of them that run an engine."""
+        return [pid for pid in self.children() if "headwater.server.engine_process" in command_of(pid)]
 
     def __enter__(self) -> "RunningServer":
         return self
@@ -99,12 +102,5 @@ class RunningServer:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait(10)
         self._log.close()
+        self._port.close()
         self._folder.cleanup()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be collected does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from running_server import RunningServer, is_alive
+from running_server import RunningServer
 from tiered import DEVICE, ask, write_byte_tokenizer
+
+from processes import is_alive
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from running_server import RunningServer, is_alive
+from running_server import RunningServer
 from tiered import DEVICE, ask, prompt
+
+from headwater.bench.machine import open_files
+from processes import is_alive
 
 pytestmark = pytest.mark.slow
 JSON = {"accept": "application/json"}
@@ -32,17 +35,13 @@ def rank_of_process(server: RunningServer) -> dict[int, int]:
     """Engine index to process id, by the socket each of them listens on."""
     ranks = {}
     for pid in server.children():
+        sockets = set(open_files(pid))
         for line in Path("/proc/net/unix").read_text().splitlines():
             name = line.rpartition(" ")[2]
             inode = line.split()[6]
-            if "/engine-" in name and str(server.temporary) in name and holds_socket(pid, inode):
+            if "/engine-" in name and str(server.temporary) in name and f"socket:[{inode}]" in sockets:
                 ranks[int(name.rpartition("/engine-")[2].split("-")[0])] = pid
     return ranks
-
-
-def holds_socket(pid: int, inode: str) -> bool:
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if fd.isdigit()]
-    return f"socket:[{inode}]" in links
 
 
 def flush(server: RunningServer, **parameters: Any) -> httpx.Response:

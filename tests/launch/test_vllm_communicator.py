@@ -2,7 +2,6 @@
 
 import ctypes
 import pickle
-import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from headwater.launch.receiving.nccl_library import NcclCommunicator, NcclLibrar
 from headwater.launch.receiving.tensors import Group
 from headwater.launch.receiving.vllm_communicator import join_vllm, unique_id
 from headwater.messages.receiving import VLLM, JoinGroup, ReceiveBucket
+from processes import held_port, number_of
 
 STAND_INS = Path(__file__).parents[2] / "integrations" / "training" / "stand_ins"
 pytestmark = pytest.mark.slow
@@ -99,12 +99,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
 
 
 def test_both_sides_meet_by_the_trainers_id(stand_in: Any, fake: FakeLibrary, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    info = {"master_address": "127.0.0.1", "master_port": port, "world_size": 2}
-    call = JoinGroup(**info, rank=1, group_name="vllm", backend=VLLM, device=0, timeout_s=60)
-    with ThreadPoolExecutor(1) as threads:
+    with held_port() as holder, ThreadPoolExecutor(1) as threads:
+        info = {"master_address": "127.0.0.1", "master_port": number_of(holder), "world_size": 2}
+        call = JoinGroup(**info, rank=1, group_name="vllm", backend=VLLM, device=0, timeout_s=60)
         trainer = threads.submit(stand_in.trainer_init, info)
         member = join_vllm(call)
         trainer.result(60).broadcast(torch.zeros(5, dtype=torch.bfloat16), 0)
@@ -140,12 +137,10 @@ def test_a_machine_without_the_library_is_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_trainer_that_never_comes_is_a_timeout() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    call = JoinGroup("127.0.0.1", port, 1, 2, "vllm", VLLM, 0, timeout_s=1)
-    with pytest.raises(RuntimeError):  # of PyTorch, which the trainer gets in words
-        join_vllm(call)
+    with held_port() as holder:
+        call = JoinGroup("127.0.0.1", number_of(holder), 1, 2, "vllm", VLLM, 0, timeout_s=1)
+        with pytest.raises(RuntimeError):  # of PyTorch, which the trainer gets in words
+            join_vllm(call)
 
 
 def test_the_id_is_read_and_nothing_of_the_pickle_is_executed(stand_in: Any) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 from page_commands import PAGES, STARTS_SERVER, PageCommand, console_blocks, is_dear, why_elsewhere
-from page_shell import PageShell, free_port
+from page_shell import PageShell
 from running_server import START_LIMIT_S, RunningServer
+
+from processes import held_port, number_of
 
 CONSOLES = [
     commands
@@ -42,7 +44,8 @@ class Started:
     """A server that a page's command started; ended by Ctrl-C, as the pages say."""
 
     def __init__(self, shell: PageShell, command: PageCommand) -> None:
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self._port = held_port()
+        self.url = f"http://127.0.0.1:{number_of(self._port)}"
         text = shell.replaced(command.text.rstrip("& "), url=self.url)
         if "--model" not in text:
             text = text.replace("headwater serve", f"headwater serve --model {shell.model}")
@@ -80,6 +83,7 @@ class Started:
             raise
         finally:
             self._log.close()
+            self._port.close()
 
     def _is_healthy(self) -> bool:
         try:

@@ -1,5 +1,10 @@
-"""The load on this machine, by /proc: the cores that neither the load generator nor the measured servers used."""
+"""The load on this machine, by /proc: the cores that neither the load generator nor the measured servers used.
 
+A process that ends while its files are read has ended: opening them fails with ENOENT, reading one opened before with
+ESRCH.
+"""
+
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -20,6 +25,11 @@ def all_processes() -> dict[int, list[str]]:
     """The fields of every process."""
     found = {int(entry.name): stat_fields(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit()}
     return {pid: fields for pid, fields in found.items() if fields}
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, by number. One that has ended stays until it is waited for."""
+    return sorted(child for child, fields in all_processes().items() if int(fields[1]) == pid)
 
 
 def process_tree(root: int) -> list[int]:
@@ -60,7 +70,17 @@ def listeners_on(port: int) -> list[int]:
         for fields in _table(PROC / "net" / table)
         if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
     }
-    return [pid for pid in all_processes() if inodes & set(_open_files(pid))]
+    return [pid for pid in all_processes() if inodes & set(open_files(pid))]
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process refer to. Empty when the process is gone or another user's."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in (PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since; a busy server closes connections all the time
+                found.append(os.readlink(entry))
+    return found
 
 
 def processes_of_server(port: int) -> list[int]:
@@ -105,8 +125,3 @@ def _table(path: Path) -> list[list[str]]:
         return []
 
 
-def _open_files(pid: int) -> list[str]:
-    try:
-        return [os.readlink(entry) for entry in (PROC / str(pid) / "fd").iterdir()]
-    except OSError:
-        return []

@@ -1,5 +1,6 @@
 """The fleet on this machine as other processes find it: a file that `headwater fleet up` writes. No Ray here."""
 
+import contextlib
 import json
 import os
 import signal
@@ -30,7 +31,8 @@ class LocalFleet:
 
     def end(self) -> None:
         """Returns when it has ended. Raises TimeoutError."""
-        os.kill(self.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(self.pid, signal.SIGTERM)
         deadline_s = time.monotonic() + _DOWN_S
         while self.is_alive:
             if time.monotonic() > deadline_s:

@@ -20,10 +20,13 @@ from typing import Any
 import httpx
 import pytest
 
+from processes import ancestors_of, command_of, is_alive
+
 sys.path.append(str(Path(__file__).parents[2] / "storage"))
 from redis_server import RedisServer
 from tiered import write_byte_tokenizer
 
+from headwater.bench.machine import all_processes
 from headwater.storage.redis.layout import GENERATIONS, PAGE_PREFIX
 from tiny_models import make_tiny_model
 
@@ -342,23 +345,11 @@ def test_a_replica_that_hangs_during_a_flush_serves_nothing_until_it_has_flushed
 
 def front_pid(fleet: Fleet) -> int:
     """The process of the front, which descends from that of the fleet."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            is_front = (folder / "cmdline").read_bytes().startswith(b"ray::ServeReplica:headwater:Front")
-            if is_front and fleet.process.pid in ancestors(int(folder.name)):
-                return int(folder.name)
-        except OSError:
-            pass  # it has ended
+    for pid in all_processes():
+        is_front = "".join(command_of(pid)).startswith("ray::ServeReplica:headwater:Front")
+        if is_front and fleet.process.pid in ancestors_of(pid):
+            return pid
     raise AssertionError("no front runs")
-
-
-def ancestors(pid: int) -> list[int]:
-    found = []
-    while pid > 1:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        pid = int(stat.rpartition(")")[2].split()[1])
-        found.append(pid)
-    return found
 
 
 def test_a_front_that_is_killed_right_after_a_change_has_not_forgotten_it(fleet: Fleet) -> None:
@@ -366,7 +357,7 @@ def test_a_front_that_is_killed_right_after_a_change_has_not_forgotten_it(fleet:
         assert http.post("/update_weight_version", json={"new_version": "kept"}).status_code == 200
         before, pid = fleet.serving(), front_pid(fleet)
         os.kill(pid, signal.SIGKILL)
-        fleet.until(lambda: not Path(f"/proc/{pid}").exists() and len(fleet.serving()) == len(before))
+        fleet.until(lambda: not is_alive(pid) and len(fleet.serving()) == len(before))
         assert {entry["name"] for entry in fleet.serving().values()} == {entry["name"] for entry in before.values()}
         assert http.get("/get_weight_version").json()["weight_version"] == "kept"
         assert http.get("/get_weight_version", params={"model": OTHER}).json()["weight_version"] != "kept"
@@ -434,6 +425,6 @@ def test_nothing_is_left_when_the_fleet_ends(fleet: Fleet) -> None:
     fleet.command("down")
     assert fleet.process.wait(LIMIT_S) == 0, fleet.log.read_text()[-3000:]
     deadline_s = time.monotonic() + 15
-    while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < deadline_s:
+    while any(map(is_alive, left)) and time.monotonic() < deadline_s:
         time.sleep(0.1)
-    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in left if is_alive(pid)]

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running_server import RunningServer, is_alive
+from running_server import RunningServer
 from safetensors.numpy import load_file
 from tiered import SAMPLING, prompt
+
+from headwater.bench.machine import all_processes, children_of
+from processes import is_alive
 
 
 @contextlib.contextmanager
@@ -24,15 +27,9 @@ def hanging_ranks(file: Path) -> Iterator[None]:
         yield
 
 
-def children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return sorted(int(child) for task in tasks for child in task.read_text().split())
-
-
 def ranks_by_engine(server: RunningServer) -> dict[int, list[int]]:
     """The processes of ranks 1 and up, in their order, by the process of their engine."""
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.children()}
-    return {pid: children_of(pid) for pid, it in commands.items() if b"headwater.server.engine_process" in it}
+    return {pid: children_of(pid) for pid in server.engine_pids()}
 
 
 def check_values(server: RunningServer, model: str) -> None:
@@ -60,9 +57,4 @@ def status(server: RunningServer, engine: int, num_new: int) -> int:
 
 def alive_in_session(session: int) -> list[int]:
     """The processes that a server has left: it leads a session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
-                found.append(int(stat.parent.name))
-    return [pid for pid in found if is_alive(pid)]
+    return [pid for pid, fields in all_processes().items() if int(fields[3]) == session and is_alive(pid)]

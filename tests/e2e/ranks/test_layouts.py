@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from rank_servers import hanging_ranks, ranks_by_engine, status, wait_until
-from running_server import RunningServer, is_alive
+from running_server import RunningServer
 from test_parking import restored_tokens
 from tiered import DEVICE, HOST, PROMPT_TOKENS, SAMPLING, wait_idle
+
+from processes import is_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.load]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from rank_servers import alive_in_session, check_values, hanging_ranks, ranks_by_engine, status, wait_until
-from running_server import RunningServer, is_alive
+from running_server import RunningServer
 from test_parking import NUM_NEW, ask_together, metric, restored_tokens
 from tiered import (
     DEVICE,
@@ -30,6 +30,7 @@ from tiered import (
 )
 
 from headwater.devices.cuda.driver import has_gpu
+from processes import is_alive
 
 
 def num_cards() -> int:

@@ -6,7 +6,6 @@ Each rank holds some rows or columns of a matrix: a rank that kept the old ones 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,9 @@ import pytest
 from running_server import RunningServer
 from safetensors.numpy import load_file, save
 from tiered import DEVICE, ask
+
+from headwater.bench.machine import children_of
+from processes import held_port, number_of
 
 pytestmark = pytest.mark.slow
 TRAINER = Path(__file__).parents[2] / "http_api" / "control" / "weights" / "trainer.py"
@@ -116,8 +118,8 @@ def test_a_rank_that_dies_in_a_bracket_comes_back_with_the_weights_that_were_sen
     names = list(own)
     assert server.post("/begin_weight_update", json={}).status_code == 200
     send(server, {name: own[name] for name in names[::2]})
-    (rank,) = Path(f"/proc/{server.engine_pid()}/task/{server.engine_pid()}/children").read_text().split()
-    os.kill(int(rank), signal.SIGKILL)
+    (rank,) = children_of(server.engine_pid())
+    os.kill(rank, signal.SIGKILL)
     deadline_s = time.monotonic() + 90
     one = {"input_ids": [5], "sampling_params": {"max_new_tokens": 1}}
     while server.post("/generate", json=one).status_code != 200:
@@ -131,9 +133,8 @@ def test_a_rank_that_dies_in_a_bracket_comes_back_with_the_weights_that_were_sen
 
 
 def test_a_group_over_gloo_has_a_member_for_each_rank(server: RunningServer) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    holder = held_port()
+    port = number_of(holder)
     group = {
         "master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 3, "group_name": "g",
         "backend": "gloo",
@@ -153,6 +154,7 @@ def test_a_group_over_gloo_has_a_member_for_each_rank(server: RunningServer) -> 
                 assert sent.result() == "ok"
         finally:
             trainer.kill()
+            holder.close()
     after = hashes(server)
     assert {name for name in before if before[name] != after[name]} == {NORM, Q_PROJ}
     shown = server.get(f"/get_weights_by_name?name={Q_PROJ}&truncate_size=4096").json()["engines"]

@@ -6,7 +6,6 @@ Before these tests, routers dropped every event: hashes of bytes, a batch of fou
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ from running_server import RunningServer
 from tiered import HOST, prompt, wait_idle, wait_stored
 
 from headwater.kv_events import EventBatch, encode_batch, stored_in_tree
+from processes import held_port, number_of
 
 pytestmark = pytest.mark.slow
 PYTHON = Path(__file__).parents[3] / ".venv-routers" / "bin" / "python"
@@ -31,10 +31,10 @@ IN_STORE = ON_HOST | {"host": 0}
 LIMIT_S = 30.0
 
 
-def free_endpoint() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+def bind_anywhere(publisher: zmq.Socket) -> str:
+    """Where it publishes now."""
+    publisher.bind("tcp://127.0.0.1:*")
+    return publisher.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
 class Index:
@@ -83,14 +83,13 @@ class Relay:
     """Passes a server's batches on, and drops them while `is_dropping`. Its own endpoint is `endpoint`."""
 
     def __init__(self, upstream: str) -> None:
-        self.endpoint = free_endpoint()
         self.is_dropping = False
         self.num_dropped = 0
         self._context = zmq.Context()
         self._from, self._to = self._context.socket(zmq.SUB), self._context.socket(zmq.PUB)
         self._from.connect(upstream)
         self._from.subscribe(b"")
-        self._to.bind(self.endpoint)
+        self.endpoint = bind_anywhere(self._to)
         self._is_closing = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -115,13 +114,16 @@ class Published:
     """A server that publishes events, and an index that hears of them through a relay."""
 
     def __init__(self, model: str, folder: Path) -> None:
-        endpoint, replay = free_endpoint(), free_endpoint()
+        holders = held_port(), held_port()
+        endpoint, replay = (f"tcp://127.0.0.1:{number_of(holder)}" for holder in holders)
         self.server = RunningServer(
             "--model", model, "--dtype", "float32", "--max-total-tokens", "2048", *HOST,
             "--hicache-ratio", "2", "--kv-events-endpoint", endpoint, "--kv-events-replay-endpoint", replay,
         )  # fmt: skip
         self.folder = folder
         with contextlib.ExitStack() as stack:
+            for holder in holders:
+                stack.enter_context(holder)
             stack.enter_context(self.server)
             self.server.wait_healthy()
             self.relay = Relay(endpoint)
@@ -242,9 +244,7 @@ def test_an_index_starts_from_the_tree(published: Published) -> None:
     published.generate(2, cache_salt="tenant")
     (entry,) = published.server.get("/cache/tree?blocks=true").json()["engines"]
     with zmq.Context() as context, context.socket(zmq.PUB) as socket:
-        endpoint = free_endpoint()
-        socket.bind(endpoint)
-        index = Index(endpoint)
+        index = Index(bind_anywhere(socket))
         try:
             deadline = time.monotonic() + LIMIT_S
             number = 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from headwater.devices.safetensors_header import parse_header
 from headwater.simulation.fakes.canary import expected_tokens
 from headwater.transports.receivers import safetensors_dtypes
 from headwater.transports.staging import StagingArea
+from processes import held_port, number_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 NAME = "trainer"
@@ -45,7 +45,8 @@ async def trainer() -> AsyncIterator[Trainer]:
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        yield Trainer(process, free_port())
+        with held_port() as holder:
+            yield Trainer(process, number_of(holder))
     finally:
         if process.returncode is None:
             process.kill()
@@ -68,12 +69,6 @@ async def call(server: Api, path: str, body: Any, status: int = 200) -> dict[str
     response = await server.post(path, body, timeout=120)
     assert response.status_code == status, response.text
     return response.json()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def join(server: Api, other: Trainer, *, num_ranks: int, name: str = NAME) -> None:
@@ -140,8 +135,10 @@ async def test_buckets_brackets_faults_and_a_new_group(tmp_path: Path, area: Sta
             gone = await call(server, "/update_weights_from_distributed", BUCKET, 400)
             assert "there is no group" in gone["message"]
 
-            other.port, again = free_port(), BUCKET | {"group_name": "again"}
-            await join(server, other, num_ranks=2, name="again")
+            again = BUCKET | {"group_name": "again"}
+            with held_port() as second:
+                other.port = number_of(second)
+                await join(server, other, num_ranks=2, name="again")
             answer, _ = await update(server, other, again, SENT)
             assert await tokens_of(server) == expected_tokens(prompt_of(1), 4, VOCAB_SIZE, answer["weights_id"])
             updating = asyncio.create_task(call(server, "/update_weights_from_distributed", again, 400))
