@@ -28,11 +28,11 @@ import torch
 from served import serve
 from shapes import make_model
 
+from bare_transport import device_to_device_gb_per_s
 from weights_transfer import (
     KEY,
     LIMITS,
     URL,
-    device_to_device_gb_per_s,
     distance,
     make_weights,
     measure,

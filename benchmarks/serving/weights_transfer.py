@@ -11,14 +11,24 @@ Two sets of random weights are sent by turns. Each is a bracket of buckets. Afte
 * fixed tokens behind a fixed prompt, whose pages are in the cache, have the log-probabilities of the set that was sent,
   as at its first time (no page of other weights was matched).
 
-Beside each way stands a plain copy of the same bytes, measured between the rounds: `copy` writes them to shared memory,
-`socket` sends them through a socket of this host into shared memory, `gpu_to_host` copies them out of a card.
+In the same rounds, beside the same streams, the same bytes are measured without a server:
+
+* `of_plain`: the share of a plain copy. `copy` writes a new file in shared memory, `gpu_to_host` copies out of a card.
+* `of_copy_over`: the share of a copy into memory that exists already, the most that a memory can give.
+* `of_bare`: the share of the bare transport, between two processes that do nothing else with the bytes. `gloo` is the
+  broadcast of the same tensors, `socket` a connection of this host. Ways through shared memory have `copy` for it.
+
+`gloo` broadcasts each tensor from where it lies. `gloo-flat` lays a bucket out as one tensor first
+(`load_format: flattened_bucket`), into memory that the trainer keeps.
 """
 
 import argparse
 import asyncio
 import base64
+import contextlib
+import http.client as http_client
 import io
+import itertools
 import json
 import math
 import os
@@ -26,10 +36,10 @@ import socket
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import types
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -46,7 +56,18 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "integrations" / "trai
 from served import PORT, serve
 from shapes import SHAPES, make_model
 
+from bare_transport import (
+    SHARED,
+    BareTransport,
+    CopyOver,
+    Measure,
+    as_bytes,
+    copy_gb_per_s,
+    gpu_to_host_gb_per_s,
+)
+from headwater.devices.safetensors_header import build_header
 from headwater.models.loader import read_config, resolve_model
+from headwater.transports.receivers import safetensors_dtypes
 from steady_streams import Streams
 
 BUCKET_BYTES = 512 << 20
@@ -54,7 +75,6 @@ PROMPT = [100 + (37 * i) % 400 for i in range(96)]
 CONTINUATION = [300 + (53 * i) % 400 for i in range(8)]
 URL = f"http://127.0.0.1:{PORT}"
 KEY = "root"
-SHARED = Path("/dev/shm")
 LIMITS = httpx.Limits(max_connections=256)
 Tensors = dict[str, torch.Tensor]
 Send = Callable[[httpx.AsyncClient, Tensors], Awaitable[None]]
@@ -81,9 +101,28 @@ async def post(http: httpx.AsyncClient, path: str, **more: Any) -> dict[str, Any
 
 
 async def send_body(http: httpx.AsyncClient, bucket: Tensors) -> None:
-    data = await asyncio.to_thread(safetensors.torch.save, {name: tensor.cpu() for name, tensor in bucket.items()})
-    headers = {"content-type": "application/vnd.safetensors"}
-    await post(http, "/update_weights_from_tensor", content=data, headers=headers)
+    """From the tensors' memory: `safetensors.torch.save` would copy each of them twice first."""
+    status, text = await asyncio.to_thread(_post_bucket, {name: tensor.cpu() for name, tensor in bucket.items()})
+    if status != 200:
+        raise RuntimeError(f"/update_weights_from_tensor: {status} {text[:500]}")
+
+
+def _post_bucket(bucket: Tensors) -> tuple[int, str]:
+    dtypes = safetensors_dtypes([str(tensor.dtype) for tensor in bucket.values()])
+    header = build_header(
+        (name, dtype, tuple(tensor.shape)) for (name, tensor), dtype in zip(bucket.items(), dtypes, strict=True)
+    )
+    num_bytes = len(header) + sum(tensor.nbytes for tensor in bucket.values())
+    connection = http_client.HTTPConnection("127.0.0.1", PORT, timeout=600)
+    headers = {
+        "content-type": "application/vnd.safetensors", "content-length": str(num_bytes),
+        "authorization": f"Bearer {KEY}",
+    }  # fmt: skip
+    pieces = itertools.chain([header], (memoryview(as_bytes(tensor).numpy()) for tensor in bucket.values()))
+    with contextlib.closing(connection):
+        connection.request("POST", "/update_weights_from_tensor", body=pieces, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
 
 
 async def send_shared(http: httpx.AsyncClient, bucket: Tensors) -> None:
@@ -147,8 +186,10 @@ class Group:
 
     name = "trainer"
 
-    def __init__(self, backend: str) -> None:
-        self.backend = backend
+    def __init__(self, way: str) -> None:
+        self.backend = way.removesuffix("-flat")
+        self._is_flat = way.endswith("-flat") or way == "nccl"
+        self._flat: torch.Tensor | None = None
         self._group: Any = None
 
     async def join(self, http: httpx.AsyncClient) -> None:
@@ -162,15 +203,23 @@ class Group:
         await asyncio.gather(post(http, "/init_weights_update_group", json=body), asyncio.to_thread(self._make, port))
 
     async def send(self, http: httpx.AsyncClient, bucket: Tensors) -> None:
-        flat = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in bucket.values()])
         body = {
             "names": list(bucket),
             "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()],
             "shapes": [list(tensor.shape) for tensor in bucket.values()],
-            "group_name": "trainer", "load_format": "flattened_bucket",
+            "group_name": "trainer", "load_format": "flattened_bucket" if self._is_flat else None,
         }  # fmt: skip
+        pieces = list(bucket.values())
+        pieces = [await asyncio.to_thread(self._laid_out, pieces)] if self._is_flat else pieces
         call = post(http, "/update_weights_from_distributed", json=body)
-        await asyncio.gather(call, asyncio.to_thread(self._broadcast, flat))
+        await asyncio.gather(call, asyncio.to_thread(self._broadcast, pieces))
+
+    def _laid_out(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """All of a bucket as one tensor of bytes. On a CPU, new memory for each would cost more than the transfer."""
+        num_bytes = sum(tensor.nbytes for tensor in tensors)
+        if self._flat is None or len(self._flat) < num_bytes:
+            self._flat = torch.empty(num_bytes, dtype=torch.uint8, device=tensors[0].device)
+        return torch.cat([as_bytes(tensor) for tensor in tensors], out=self._flat[:num_bytes])
 
     def _make(self, port: int) -> None:
         timeout = timedelta(seconds=120)
@@ -181,12 +230,17 @@ class Group:
         )
         c10d._world.pg_group_ranks[self._group] = {0: 0, 1: 1}
 
-    def _broadcast(self, flat: torch.Tensor) -> None:
-        if flat.is_cuda:
-            torch.cuda.set_device(flat.device)
-        dist.broadcast(flat, group_src=0, group=self._group)
-        if flat.is_cuda:
-            torch.cuda.synchronize(flat.device)
+    def _broadcast(self, pieces: Sequence[torch.Tensor]) -> None:
+        """All at once: the next one leaves while this process learns that one has left."""
+        device = pieces[0].device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        works = [dist.broadcast(piece, group_src=0, group=self._group, async_op=True) for piece in pieces]
+        for work in works:
+            assert work is not None
+            work.wait()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
 
 class VllmGroup(Group):
@@ -239,74 +293,43 @@ SENDERS: dict[str, Send] = {
 }  # fmt: skip
 
 
-# --- plain copies ----------------------------------------------------------------------------------------------------
+# --- what they are compared with -------------------------------------------------------------------------------------
 
-
-def copy_gb_per_s(num_bytes: int) -> float:
-    """Bytes of this process, written to a file in shared memory."""
-    data = memoryview(bytearray(min(num_bytes, 1 << 30)))
-    with tempfile.NamedTemporaryFile(dir=SHARED, buffering=0) as file:
-        began_s = time.perf_counter()
-        for at in range(0, len(data), 16 << 20):
-            file.write(data[at : at + (16 << 20)])
-        return len(data) / (time.perf_counter() - began_s) / 1e9
-
-
-def socket_gb_per_s(num_bytes: int) -> float:
-    """Through a socket of this host into shared memory, by two threads."""
-    total = min(num_bytes, 1 << 30)
-    ours, theirs = socket.create_server(("127.0.0.1", 0)), None
-    data = memoryview(bytearray(16 << 20))
-
-    def send() -> None:
-        with socket.create_connection(ours.getsockname()) as out:
-            for _ in range(max(1, total // len(data))):
-                out.sendall(data)
-
-    sender = threading.Thread(target=send)
-    with tempfile.NamedTemporaryFile(dir=SHARED, buffering=0) as file:
-        began_s = time.perf_counter()
-        sender.start()
-        theirs, _ = ours.accept()
-        buffer, received = memoryview(bytearray(4 << 20)), 0
-        while count := theirs.recv_into(buffer):
-            file.write(buffer[:count])
-            received += count
-        took_s = time.perf_counter() - began_s
-    sender.join()
-    theirs.close()
-    ours.close()
-    return received / took_s / 1e9
-
-
-def gpu_to_host_gb_per_s(num_bytes: int) -> float:
-    """From a card to pageable host memory that exists already."""
-    source = torch.zeros(min(num_bytes, 1 << 30), dtype=torch.uint8, device="cuda")
-    target = torch.zeros_like(source, device="cpu")
-    torch.cuda.synchronize()
-    began_s = time.perf_counter()
-    target.copy_(source)
-    torch.cuda.synchronize()
-    return source.nbytes / (time.perf_counter() - began_s) / 1e9
-
-
-def device_to_device_gb_per_s(num_bytes: int) -> float:
-    """Within a card: what no way through host memory can reach."""
-    source = torch.zeros(num_bytes, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    target.copy_(source)
-    torch.cuda.synchronize()
-    began_s = time.perf_counter()
-    target.copy_(source)
-    torch.cuda.synchronize()
-    return num_bytes / (time.perf_counter() - began_s) / 1e9
-
-
-PLAIN = {
-    "body": "socket", "gloo": "socket", "shared": "copy", "pickle": "copy", "pickle-flat": "copy",
-    "ipc": "gpu_to_host", "ipc-flat": "gpu_to_host", "nccl": "gpu_to_host", "vllm": "gpu_to_host",
+_GPU_WAYS = ("ipc", "ipc-flat", "nccl", "vllm")
+BARE = {
+    "shared": "copy", "pickle": "copy", "pickle-flat": "copy", "body": "socket", "gloo": "gloo", "gloo-flat": "gloo",
 }  # fmt: skip
-PLAIN_COPIES = {"copy": copy_gb_per_s, "socket": socket_gb_per_s, "gpu_to_host": gpu_to_host_gb_per_s}
+WAYS = (*BARE, *_GPU_WAYS)
+
+
+class Compared:
+    """Measures of the same bytes without a server. Each round adds one of each."""
+
+    def __init__(self, way: str, undo: ExitStack) -> None:
+        self.plain = "gpu_to_host" if way in _GPU_WAYS else "copy"
+        self.bare = BARE.get(way)
+        plain: Measure = gpu_to_host_gb_per_s if way in _GPU_WAYS else copy_gb_per_s
+        self._measures: dict[str, Measure] = {"plain": plain}
+        if way not in _GPU_WAYS:
+            self._measures["copy_over"] = CopyOver().gb_per_s
+        if self.bare in ("gloo", "socket"):
+            self._measures["bare"] = undo.enter_context(BareTransport(self.bare)).gb_per_s
+        self._found: dict[str, list[float]] = {name: [] for name in self._measures}
+
+    def measure(self, tensors: Tensors) -> None:
+        buckets = [list(bucket.values()) for bucket in buckets_of(tensors)]
+        for name, measure in self._measures.items():
+            self._found[name].append(measure(buckets))
+
+    def of(self, rate: float) -> dict[str, Any]:
+        """The medians, and the shares that `rate` is of them."""
+        found: dict[str, Any] = {"plain": self.plain, "bare": self.bare}
+        medians = {name: statistics.median(rates[1:] or rates) for name, rates in self._found.items()}
+        if self.bare == "copy":
+            medians["bare"] = medians["plain"]
+        for name, each in medians.items():
+            found |= {f"{name}_gb_per_s": round(each, 2), f"of_{name}": round(rate / each, 2)}
+        return found
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -365,8 +388,13 @@ async def one_update(http: httpx.AsyncClient, send: Send, tensors: Tensors, labe
 
 
 async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace) -> dict:
+    with ExitStack() as undo:
+        return await _measure(way, sets, options, Compared(way, undo))
+
+
+async def _measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace, compared: Compared) -> dict:
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, limits=LIMITS) as http:
-        group = VllmGroup(way) if way == "vllm" else Group(way) if way in ("gloo", "nccl") else None
+        group = VllmGroup(way) if way == "vllm" else Group(way) if way in ("gloo", "gloo-flat", "nccl") else None
         if group is not None:
             await group.join(http)
             send: Send = group.send
@@ -376,12 +404,11 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
         await asyncio.to_thread(streams.wait_until_all_run)
         before_s = time.perf_counter()
         await asyncio.sleep(2.0)
-        num_bytes = sum(tensor.nbytes for tensor in sets[0].values())
-        rounds, plain = [], []
+        rounds = []
         scores: list[tuple[int, list[float]]] = []
         for number in range(options.rounds):
             which = number % 2
-            plain.append(await asyncio.to_thread(PLAIN_COPIES[PLAIN[way]], num_bytes))
+            await asyncio.to_thread(compared.measure, sets[which])
             rounds.append(await one_update(http, send, sets[which], f"set-{which}"))
             scores += [(which, await scores_of(http)) for _ in range(2)]
             print(json.dumps({"way": way, "round": number} | rounds[-1]), flush=True)
@@ -391,13 +418,11 @@ async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace
     references = dict(reversed(scores))  # of each set, the first
     apart = distance(*references.values()) if len(references) > 1 else math.inf
     distances = [distance(found, references[which]) for which, found in scores]
-    rate, base = statistics.median(each["gb_per_s"] for each in rounds[1:] or rounds), statistics.median(plain)
+    rate = statistics.median(each["gb_per_s"] for each in rounds[1:] or rounds)
     return {
         "way": way,
         "gb_per_s": round(rate, 2),
-        "plain": PLAIN[way],
-        "plain_gb_per_s": round(base, 2),
-        "of_plain": round(rate / base, 2),
+        **compared.of(rate),
         "paused_s": round(max(each["paused_s"] for each in rounds), 3),
         "longest_gap_s": round(max(streams.longest_gap_s(r["began_s"], r["done_s"] + 0.9) for r in rounds), 3),
         "gap_at_swap_s": round(max(streams.longest_gap_s(r["done_s"] - 1.5, r["done_s"] + 0.9) for r in rounds), 3),
@@ -416,7 +441,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="qwen3-0.6b", choices=sorted(SHAPES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--ways", default="", help=f"of {', '.join(PLAIN)}; default: those of the device")
+    parser.add_argument("--ways", default="", help=f"of {', '.join(WAYS)}; default: those of the device")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--streams", type=int, default=0, help="default: 4 on a CPU, 64 on a GPU")
     parser.add_argument("--tokens", type=int, default=0, help="of each stream; default: 48 on a CPU, 512 on a GPU")

@@ -145,3 +145,26 @@ def test_packed_tensors_come_in_pieces_that_end_over_the_size() -> None:
     assert [len(piece) for piece in whole.pieces(tensors._piece_sizes(bucket))] == [8 + 8 + 12, 4 + 36]
     assert tensors._piece_sizes(msgspec.structs.replace(bucket, piece_bytes=0)) == [8 + 8 + 12 + 4 + 36]
     assert tensors._piece_sizes(msgspec.structs.replace(bucket, piece_bytes=1)) == [8, 8, 12, 4, 36]
+
+
+@pytest.mark.parametrize(("num_old_bytes", "num_made"), [(0, 4140), (100, 4040), (4140, None), (9000, None)])
+def test_a_bucket_in_host_memory_is_written_over_the_pages_that_its_file_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_old_bytes: int, num_made: int | None
+) -> None:
+    made: list[int] = []
+    fallocate = os.posix_fallocate
+
+    def noted(descriptor: int, at: int, num_bytes: int) -> None:
+        made.append(num_bytes)
+        fallocate(descriptor, at, num_bytes)
+
+    monkeypatch.setattr(os, "posix_fallocate", noted)
+    path = tmp_path / "bucket.safetensors"
+    path.write_bytes(b"o" * num_old_bytes)
+    bucket = tensors._Bucket(("a", "b"), ("F32", "F32"), ((1000,), (3,)), path=str(path))
+    for tensor, value in zip(bucket.tensors(), (1.0, 2.0), strict=True):
+        tensor.fill_(value)
+    found = load_file(path)
+    assert torch.equal(found["a"], torch.ones(1000)) and torch.equal(found["b"], torch.full((3,), 2.0))
+    assert path.stat().st_size == 4012 + 128, "the numbers and their header, and nothing of the old bytes"
+    assert made == ([] if num_made is None else [num_made])

@@ -24,6 +24,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from headwater.generation.errors import ApiError
+from headwater.http_api.socket_body import EXTENSION, SocketBody, plain_length
 
 MAX_HEADERS = 200
 MAX_PIPELINED = 16  # requests sent ahead on one connection; clients of this API send none
@@ -101,6 +102,7 @@ class Connection(HttpToolsProtocol):
         self._num_body_bytes = 0
         self._body_began_s = 0.0
         self._is_counted = False
+        self._socket_body: SocketBody | None = None
 
     # --- the connection ----------------------------------------------------------------------------
 
@@ -120,6 +122,8 @@ class Connection(HttpToolsProtocol):
         self._disarm()
         if self._stall is not None:
             self._stall.cancel()
+        if self._socket_body is not None:
+            self._socket_body.leave()
         self.shared.waiting.pop(self, None)
         if self._is_counted:
             self._is_counted = False
@@ -182,6 +186,8 @@ class Connection(HttpToolsProtocol):
         self._num_unparsed = self._num_body_bytes = 0
         self._body_began_s = self.loop.time()
         super().on_headers_complete()
+        if self.scope["path"] in LARGE_BODIES and not self.pipeline:
+            self._offer_socket()
 
     def on_body(self, body: bytes) -> None:
         self._num_unparsed = 0
@@ -220,6 +226,37 @@ class Connection(HttpToolsProtocol):
 
     # --- bounds --------------------------------------------------------------------------------------
 
+    def _offer_socket(self) -> None:
+        """Let the route read the body from the socket, if its bytes are sent as they are."""
+        num_bytes = plain_length(self.headers)
+        if num_bytes and self.transport.get_extra_info("sslcontext") is None:
+            body = SocketBody(num_bytes, begin=self._give_socket, end=self._take_socket_back)
+            self.scope["extensions"] = {EXTENSION: body}  # type: ignore[typeddict-unknown-key]
+
+    def _give_socket(self, body: SocketBody) -> tuple[asyncio.Transport, bytes]:
+        """From now on the loop reads nothing of this connection: what it has read, and where the rest comes from."""
+        self._socket_body, cycle = body, self.cycle
+        if cycle.waiting_for_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        self.flow.pause_reading()
+        early = bytes(cycle.body)
+        assert len(early) == self._num_body_bytes, "the route has read a part"
+        cycle.body = bytearray()
+        return self.transport, early
+
+    def _take_socket_back(self, *, is_whole: bool) -> None:
+        self._socket_body = None
+        if self.transport.is_closing() or self.stage is Stage.REFUSED:
+            return
+        if not is_whole:
+            self.transport.abort()
+            return
+        if self.stage is Stage.BODY:  # the parser waits for bytes that it never saw
+            self.parser = httptools.HttpRequestParser(self)
+            self.on_message_complete()
+        self.flow.resume_reading()
+
     def _begin_headers(self) -> None:
         self.stage = Stage.HEADERS
         self._num_header_bytes = 0
@@ -257,9 +294,9 @@ class Connection(HttpToolsProtocol):
     def _check_body(self) -> None:
         """A body has BODY_GRACE_S, and more as it arrives. Time in which the server does not read does not count."""
         self._timer = None
-        allowed_s = BODY_GRACE_S + self._num_body_bytes / MIN_BODY_BYTES_PER_S
-        left_s = self._body_began_s + allowed_s - self.loop.time()
-        if self.flow.read_paused:
+        num_bytes = self._num_body_bytes if self._socket_body is None else self._socket_body.num_read
+        left_s = self._body_began_s + BODY_GRACE_S + num_bytes / MIN_BODY_BYTES_PER_S - self.loop.time()
+        if self.flow.read_paused and self._socket_body is None:
             left_s = max(left_s, BODY_GRACE_S)
         if left_s > 0:
             self._arm(left_s, self._check_body)
@@ -289,6 +326,8 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.shared.waiting.pop(self, None)
         self.stage, self._num_unparsed = Stage.REFUSED, 0
+        if self._socket_body is not None:
+            self._socket_body.leave()
         if self.transport.is_closing():
             return
         if self._has_request():  # the route that reads the body, or answers, ends

@@ -83,6 +83,8 @@ async def _carry_out(
     answers = await while_connected(call, request.receive)
     if answers.succeeded:
         services.state.client.forget_prefixes()
+        if isinstance(message, ReleaseMemory):
+            services.weights.free_spare()
     answers.all_or_raise(_memory_facts)
     return JSONResponse(_summary(answers, _memory_facts) | _weights_now(answers, services), answers.status)
 

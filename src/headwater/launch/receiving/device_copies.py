@@ -100,7 +100,7 @@ def _mapped(descriptor: int, header: bytes, pieces: Sequence[Piece]) -> npt.NDAr
     """The file in memory, with its header. OSError if the file system has no room."""
     num_bytes = max([len(header), *(at + len(tensor) for tensor, at in pieces)])
     found = os.fstatvfs(descriptor)
-    if found.f_bavail * found.f_frsize < num_bytes:
+    if found.f_bavail * found.f_frsize + os.fstat(descriptor).st_blocks * 512 < num_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, num_bytes)
     memory = mmap.mmap(descriptor, num_bytes)

@@ -1,5 +1,6 @@
 """Tensors from a trainer's process group or its GPU memory, written as safetensors files in shared memory."""
 
+import contextlib
 import math
 import mmap
 import os
@@ -19,6 +20,8 @@ from headwater.launch.receiving.device_copies import FileWriter, as_bytes, wait_
 from headwater.launch.receiving.vllm_communicator import join_vllm
 from headwater.messages.receiving import VLLM, CopyFromGpu, JoinGroup, ReceiveBucket
 
+# MADV_POPULATE_READ: maps 16 pages of the file at a time. Written to unmapped, each page takes a fault of its own.
+_POPULATE_READ = 22
 Broadcast = Callable[[Sequence[torch.Tensor]], None]
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -89,10 +92,8 @@ def join_group(call: JoinGroup, writer: FileWriter) -> Group:
 
 
 def _broadcast(group: dist.ProcessGroup, tensors: Sequence[torch.Tensor]) -> None:
-    """In host memory one after the other, on a GPU enqueued together."""
-    works = []
-    for tensor in tensors:
-        works.append(dist.broadcast(tensor, group_src=0, group=group, async_op=tensor.is_cuda))
+    """All are posted together: the next tensor is received while this process learns that one has come."""
+    works = [dist.broadcast(tensor, group_src=0, group=group, async_op=True) for tensor in tensors]
     for work in works:
         if work is not None:
             work.wait()
@@ -146,6 +147,23 @@ def _piece_sizes(call: ReceiveBucket) -> list[int]:
     return pieces
 
 
+def _mapped_file(path: str, num_bytes: int) -> mmap.mmap:
+    """A file of this size, mapped. Pages that it has already are used again. OSError if the file system is full."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        has_bytes = os.fstat(descriptor).st_size
+        if has_bytes < num_bytes:  # a full file system is an error here, not a signal later
+            os.posix_fallocate(descriptor, has_bytes, num_bytes - has_bytes)
+        elif has_bytes > num_bytes:
+            os.ftruncate(descriptor, num_bytes)
+        memory = mmap.mmap(descriptor, num_bytes)
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(OSError):  # kernels before 5.14
+        memory.madvise(_POPULATE_READ)
+    return memory
+
+
 class _Bucket:
     """A safetensors file of given tensors, mapped. Without a path, the same in private memory."""
 
@@ -158,12 +176,7 @@ class _Bucket:
         self._num_bytes = sum(_sizes(dtypes, shapes))
         total = len(header) + self._num_bytes
         if path:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                os.posix_fallocate(descriptor, 0, total)  # a full file system is an error here, not a signal later
-                self._memory = mmap.mmap(descriptor, total)
-            finally:
-                os.close(descriptor)
+            self._memory = _mapped_file(path, total)
         else:
             self._memory = mmap.mmap(-1, total)
         self._memory[: len(header)] = header

@@ -90,7 +90,7 @@ async def receive_broadcast(
         async def fill(file: BucketFile) -> None:
             nonlocal has_begun
             has_begun = True
-            file.check_room(_num_bytes(bucket))
+            file.reserve(_num_bytes(bucket))
             spare_bytes = services.weights.spare_gpu_bytes(services.model.dtype)
             into = msgspec.structs.replace(bucket, path=str(file.path), spare_bytes=spare_bytes)
             await services.weights.groups.receive(body.group_name, into, timeout_s=timeout_s)

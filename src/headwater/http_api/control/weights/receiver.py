@@ -18,6 +18,7 @@ from headwater.transports.receivers import ReceiverGroups
 from headwater.transports.staging import BucketError, BucketFile, StagingArea, StagingFull
 
 _ASK_S = 30.0
+_KEEP_MEMORY_S = 600.0  # of replaced weights, for the next update
 _MARGIN_BYTES = 1 << 30  # of GPU memory, for what steps and other processes take meanwhile
 Fill = Callable[[BucketFile], Awaitable[None]]
 
@@ -42,6 +43,7 @@ class WeightReceiver:
         self._applying: set[str] = set()  # folders whose change has a caller
         self._model: Parameters | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._free_timer: asyncio.TimerHandle | None = None
         self._stages_on_gpu = stages_on_gpu
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -179,19 +181,31 @@ class WeightReceiver:
 
     async def close(self) -> None:
         """Delete what was received, and end the processes that receive."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._free_timer):
+            if timer is not None:
+                timer.cancel()
         await self.groups.close()
         self._area.close()
 
     def _given_up(self, transfer: Transfer) -> None:
         if transfer.folder is not None:
-            transfer.folder.delete()
+            transfer.folder.delete(keeps_memory=True)
+            self._free_later()
             self._drop_from_gpu()
 
     def delete_unused(self) -> None:
-        """Delete what no engine would read again."""
+        """Delete what no engine would read again. Its memory stays for the next update, for a while."""
         self._area.keep_only(self._client.staged_in_use | self._applying)
+        self._free_later()
+
+    def free_spare(self) -> None:
+        """Give the memory back that is kept for the next update."""
+        self._area.free_spare()
+
+    def _free_later(self) -> None:
+        if self._free_timer is not None:
+            self._free_timer.cancel()
+        self._free_timer = asyncio.get_running_loop().call_later(_KEEP_MEMORY_S, self.free_spare)
 
     def _drop_from_gpu(self) -> None:
         """What was received is in place or given up: its files suffice from now on."""

@@ -18,6 +18,7 @@ from headwater.http_api.control.weight_routes import DEFAULT_TIMEOUT_S, refusal,
 from headwater.http_api.control.weights.receiver import UpdateOptions
 from headwater.http_api.control.weights.schemas import AbortUpdate, BeginUpdate, EndUpdate, Push, WeightsFromTensor
 from headwater.http_api.services import InjectedServices, Services
+from headwater.http_api.socket_body import EXTENSION, BodyLost, SocketBody
 from headwater.http_api.sse import while_connected
 from headwater.messages.receiving import CopyFromGpu
 from headwater.transports.bracket import Transfer
@@ -148,12 +149,21 @@ async def _apply(
 
 
 async def stream_body(request: Request, bucket: BucketFile) -> None:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit():
+        bucket.reserve(int(announced))
+    body: SocketBody | None = request.scope.get("extensions", {}).get(EXTENSION)
     try:
+        if body is not None:
+            await body.read_into(bucket.write)
+            return
         async for chunk in request.stream():
             if chunk:
                 bucket.write(chunk)
     except ClientDisconnect:
         raise BucketError("the sender left before the bucket was whole") from None
+    except BodyLost as error:
+        raise BucketError(str(error)) from None
 
 
 async def _fill(asked: WeightsFromTensor, bucket: BucketFile, services: Services) -> None:
@@ -218,7 +228,7 @@ def _read_pickle(payload: str, *, is_flattened: bool) -> list[tuple[str, Payload
 def _write_pickle(tensors: list[tuple[str, Any]], bucket: BucketFile) -> None:
     from headwater.transports.pickled.host_tensors import write_bucket  # numpy: the server starts without it
 
-    write_bucket(tensors, bucket.write)
+    write_bucket(tensors, bucket.write, reserve=bucket.reserve)
 
 
 async def _copy_from_gpu(
@@ -228,7 +238,7 @@ async def _copy_from_gpu(
     if services.model.device == "cpu" or not has_torch():
         raise PickleRefused("tensors on a GPU: this server computes on a CPU; send them from host memory")
     found = [tensor for _, tensor in tensors]
-    bucket.check_room(sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in found))
+    bucket.reserve(sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in found))
     await services.weights.groups.copy_from_gpu(
         CopyFromGpu(
             names=tuple(name for name, _ in tensors),
