@@ -158,7 +158,7 @@ def test_ctrl_c_leaves_the_server_which_cancels_the_flush(script: HttpScript) ->
         while not script.received:
             time.sleep(0.01)
         process.send_signal(2)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Cancelled" in err
     assert "Traceback" not in out + err
@@ -181,7 +181,7 @@ def in_terminal(*arguments: str) -> str:
     except OSError:  # the other end was closed
         pass
     os.close(ours)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     return shown.decode()
 
 

@@ -4,7 +4,9 @@ import threading
 import time
 
 import numpy as np
+import pytest
 
+from headwater.devices.cpu import host_memory
 from headwater.devices.cpu.host_memory import CpuPageCopier, HostMemory, ThreadCopy
 from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.kv_memory import KVLayout
@@ -40,16 +42,33 @@ def test_a_round_trip_of_scattered_pages_keeps_every_bit() -> None:
         assert np.array_equal(kv.memory[target], before[source])
 
 
-def test_what_a_copy_took_is_its_own_time_and_not_that_of_those_before_it() -> None:
-    """Bandwidths and the choice between restoring and computing rest on it."""
+class Clock:
+    """In the place of `time`."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def perf_counter(self) -> float:
+        self.pass_s(0.001)
+        return self._now_s
+
+    def pass_s(self, duration_s: float) -> None:
+        self._now_s += duration_s
+
+
+def test_what_a_copy_took_is_its_own_time_and_not_that_of_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bandwidths and the choice between restoring and computing rest on it. Each look at the clock is a millisecond."""
+    clock = Clock()
+    monkeypatch.setattr(host_memory, "time", clock)
     _, _, copier = make()
-    pages = np.arange(8, dtype=np.int32)
-    slow = copier._start(lambda: time.sleep(0.3), rank=0)
+    pages, begun = np.arange(8, dtype=np.int32), threading.Event()
+    slow = copier._start(lambda: begun.wait(LIMIT_S) and clock.pass_s(0.3), rank=0)
     quick = copier.offload(pages, pages)
+    begun.set()
     wait(slow, quick)
-    time.sleep(0.1)  # nobody looks for a while
-    assert 0.3 <= slow.took_s < 1.0
-    assert 0 < quick.took_s < 0.1
+    clock.pass_s(0.1)  # nobody looks for a while
+    assert 0.3 <= slow.took_s < 0.31
+    assert 0 < quick.took_s < 0.01
 
 
 def test_a_restore_goes_before_offloads_that_wait() -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from headwater.fleet.autoscaling import Autoscaler, Limits, Scaling
+from headwater.fleet.planned.virtual_loop import VirtualLoop
 from headwater.generation.errors import ApiError
 
 pytestmark = pytest.mark.anyio
@@ -13,8 +15,8 @@ LIMITS = Limits(min_replicas=1, max_replicas=4, target_ongoing_requests=10, upsc
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> Any:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 def steps(loads: Iterable[int], *, replicas: int = 1) -> list[int | None]:

@@ -10,6 +10,7 @@ from replicas import SimulatedFleet, SimulatedReplica, answer_with_store
 
 from headwater.client.change_call import Outcome, Pending, Untouched
 from headwater.client.errors import EngineGone, EngineOut
+from headwater.fleet.planned.virtual_loop import VirtualLoop
 from headwater.messages.control import FlushCache, FlushResult, PauseGeneration
 from headwater.messages.two_phase import Commit, Prepare
 from headwater.messages.weights import UpdateWeights
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> Any:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 async def change(fleet: SimulatedFleet, message: Any, timeout_s: float = 5.0) -> Outcome:

@@ -1,12 +1,14 @@
 """The front's own routes: answers of control calls over replicas, and what a fleet refuses."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from fronts import ADMIN, FleetWithFront
 from replicas import SimulatedReplica
 
 from headwater.fleet import proxy
+from headwater.fleet.planned.virtual_loop import VirtualLoop
 from headwater.http_api.app import ROUTERS
 from headwater.http_api.auth import AdminRoute
 from headwater.messages.control import FlushCache
@@ -16,8 +18,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> Any:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 @pytest.fixture

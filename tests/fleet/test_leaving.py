@@ -1,12 +1,14 @@
 """A replica that leaves a fleet: what it has stored is found by the others, and a flush reaches it there."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
 from replicas import SimulatedFleet, SimulatedReplica
 
 from headwater.client.link import new_call_id
+from headwater.fleet.planned.virtual_loop import VirtualLoop
 from headwater.messages.generation import OutputMeta
 from headwater.messages.state import EngineState, GetState
 from headwater.simulation.fleet.engine import PAGE_SIZE
@@ -19,8 +21,8 @@ NUM_WHOLE = len(PROMPT) - PAGE_SIZE  # one token at least is always computed
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> Any:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 def with_store(name: str, store: StorageBackend) -> SimulatedReplica:

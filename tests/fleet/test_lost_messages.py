@@ -9,6 +9,7 @@ from replicas import SimulatedFleet, SimulatedReplica, answer_with_store
 
 from headwater.client.change_call import Pending
 from headwater.fleet import client
+from headwater.fleet.planned.virtual_loop import VirtualLoop
 from headwater.messages.control import FlushCache, FlushResult
 from headwater.messages.two_phase import Commit, Prepare
 from headwater.messages.weights import UpdateWeights
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> Any:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 @pytest.mark.parametrize("lost", ["message", "answer"])

@@ -10,14 +10,15 @@ import pytest
 from fronts import ADMIN, FleetWithFront
 from replicas import SimulatedFleet, SimulatedReplica
 
+from headwater.fleet.planned.virtual_loop import VirtualLoop
 from headwater.fleet.proxy import Answer
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> Any:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 class Said:

@@ -11,6 +11,7 @@ from replicas import SimulatedFleet, SimulatedReplica
 
 from headwater.fleet import proxy as proxy_module
 from headwater.fleet import watching
+from headwater.fleet.planned.virtual_loop import VirtualLoop
 from headwater.fleet.proxy import GIVEN_UP, RETRIED, Answer, NotConnected, Proxy
 
 pytestmark = pytest.mark.anyio
@@ -18,8 +19,8 @@ STREAM = [(b"Content-Type", b"text/event-stream"), (b"Transfer-Encoding", b"chun
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> Any:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 class Servers:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from fronts import ADMIN
@@ -9,14 +10,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from several_models import TwoModels
 
 from headwater.fleet.merging import Taken, merged, merged_metrics
+from headwater.fleet.planned.virtual_loop import VirtualLoop
 from headwater.messages.control import FlushCache
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> Any:
+    return "asyncio", {"loop_factory": VirtualLoop}
 
 
 @pytest.fixture

@@ -139,11 +139,10 @@ class LoopEngine:
         self.thaw()
         self.parts.loop.stop()
         with zmq.Context() as context, context.socket(zmq.DEALER) as waker:
-            waker.linger = 200  # the loop may have ended by itself: nobody takes the message then
             waker.linger = 0  # the loop may be gone already: nobody would ever take the message
             waker.connect(self.endpoint)
             waker.send(encode(Ping(call_id="wake up")))
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=60)
         assert not self._thread.is_alive(), "the loop did not end"
         self._wire.close()
 

@@ -1,7 +1,6 @@
 """Silent engines: every call is answered within its deadline and a second, and what was told as not done is not."""
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -10,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_under_test import Api, api, error_of, until
+from api_under_test import Api, Stalls, api, error_of, until
 from loop_engines import LoopEngine, expected, loop_engines, prompt_of
 
 pytestmark = pytest.mark.anyio
@@ -42,31 +41,6 @@ async def frozen(server: Api, *engines: LoopEngine) -> AsyncIterator[None]:
     finally:
         for engine in engines:
             engine.thaw()
-
-
-class Stalls:
-    """How long this process got no processor: a thread that sleeps for 10 ms wakes that much too late.
-
-    A server that waits for something does not keep the thread from waking.
-    """
-
-    def __enter__(self) -> "Stalls":
-        self.lost_s = 0.0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        slept_s = time.monotonic()
-        while not self._is_over.wait(0.01):
-            now_s = time.monotonic()
-            self.lost_s += max(0.0, now_s - slept_s - 0.02)
-            slept_s = now_s
 
 
 async def ask(server: Api, name: str) -> tuple[httpx.Response, float]:
