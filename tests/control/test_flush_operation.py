@@ -107,6 +107,21 @@ def test_expiry_says_what_blocked_and_flushes_nothing():
     assert driver.parts.cache.generation == 0
 
 
+def test_a_step_longer_than_the_deadline_and_its_grace_has_timed_out_as_well():
+    """A step on a CPU may take seconds. The caller still waits for the answer, which said that it did not."""
+    driver = Driver()
+    driver.generate("a", prompt_of(20), 10_000)
+    driver.turn(2)
+    flush(driver, timeout_s=1.0, expires_at_s=driver.clock.now() + 1.6)
+    driver.turn()
+    driver.clock.advance(1.7)
+    driver.turn()
+    result = driver.replies["f"]
+    assert (result.status, result.message) == (400, "Timed out waiting for idle state.")
+    assert result.blockers == {"running": 1}
+    assert driver.parts.cache.generation == 0
+
+
 def test_a_sleeping_loop_wakes_for_a_deadline():
     """A paused engine has no traffic: only the deadline itself can end the wait."""
     driver = Driver()

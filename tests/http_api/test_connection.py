@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ import pytest
 from api_under_test import PLAIN, saying, served
 
 from headwater.http_api import connection
-from headwater.http_api.connection import ConnectionLimits
+from headwater.http_api.connection import Connection, ConnectionLimits
 from headwater.messages.generation import Generate
 from scripted_engine import ScriptedEngine
 
@@ -193,10 +194,17 @@ def test_a_client_that_reads_nothing_does_not_stay(
 ) -> None:
     """It would keep its connection, and its stream, for as long as it likes."""
     monkeypatch.setattr(connection, "WRITE_STALL_S", stall_s)
+    is_lost, lose = threading.Event(), Connection.connection_lost
+
+    def connection_lost(self: Connection, error: Exception | None) -> None:
+        lose(self, error)
+        is_lost.set()
+
+    monkeypatch.setattr(Connection, "connection_lost", connection_lost)
     with served(engine) as (url, _), connected(url) as sock:
         sock.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: localhost\r\n\r\n" * 15)
         sock.sendall(b"GET /docs/x HTTP/1.1\r\nconnection: close\r\n\r\n")
-        time.sleep(1.5)
+        assert is_lost.wait(1.5 if gets_all else 30) is not gets_all
         assert (b"HTTP/1.1 404" in read_all(sock)) is gets_all
 
 

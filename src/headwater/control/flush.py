@@ -79,6 +79,8 @@ class Flush(Operation):
         if self._retirement is not None:
             message = f"{FLUSHED} The wait for what is still held ended early: {reason}."
             return self._flushed(moment, self._retirement, status=202, message=message)
+        if self._message.mode == "idle" and moment.blockers and (timed_out := self._still_busy(moment)):
+            return timed_out  # a long step went over the deadline and over all that its caller waits beyond
         message = f"{reason} before the engine was idle; nothing was flushed."
         return self._refused(moment, message, outcome="cancelled")
 

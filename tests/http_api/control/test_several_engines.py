@@ -12,6 +12,7 @@ from loop_engines import LoopEngine, expected, loop_engines, prompt_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from headwater.client.engine_choice import MAX_EXTRA_REQUESTS
+from headwater.simulation.fakes.memory import FakeStagedWeights
 
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}
@@ -257,8 +258,9 @@ async def test_a_weight_update_that_one_engine_refuses_is_made_by_none(engines: 
         answer = (await server.post("/update_weights_from_disk", body)).json()
         assert (answer["success"], answer["weights_id"]) == (True, "w1")
         assert [engine["weights_id"] for engine in answer["engines"]] == ["w1", "w1"]
-        engines[1].runner.weights.num_polls = 10**9
-        body = {"model_path": "w2", "weight_version": "2", "timeout": 0.3}
+        weights = engines[1].runner.weights
+        weights.stage = lambda path, load_format: FakeStagedWeights(path, num_polls=3, error="it cannot be read")  # type: ignore[method-assign]
+        body = {"model_path": "w2", "weight_version": "2"}
         response = await server.post("/update_weights_from_disk", body)
         assert response.status_code == 400
         answer = response.json()
