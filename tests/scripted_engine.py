@@ -112,7 +112,7 @@ class ScriptedEngine:
 
     def stop(self) -> None:
         self._is_stopping = True
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=60.0)
 
     @property
     def num_running(self) -> int:

@@ -89,9 +89,9 @@ def test_a_caller_who_leaves_cancels_its_pending_flush(engine: ScriptedEngine, u
 
 def test_a_10_mb_body_gets_its_413_through_a_real_connection(url: str) -> None:
     """A server that answers without reading would reset the connection under most clients."""
-    response = httpx.post(f"{url}/generate", content=b"x" * (10 << 20), timeout=10, **PLAIN)
+    response = httpx.post(f"{url}/generate", content=b"x" * (10 << 20), timeout=60, **PLAIN)
     assert response.status_code == 413
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     headers = {"transfer-encoding": "chunked", "content-type": "application/json"}
     pieces = iter([b"y" * (1 << 20)] * 10)
     connection.request("POST", "/generate", body=pieces, encode_chunked=True, headers=headers)
@@ -107,7 +107,7 @@ def test_shutdown_ends_streams_with_an_error_event(engine: ScriptedEngine) -> No
             "POST",
             f"{url}/v1/chat/completions",
             json={"messages": [{"role": "user", "content": "a"}], "stream": True, "ignore_eos": True},
-            timeout=5,
+            timeout=60,
         ) as response,
     ):
         lines = response.iter_lines()
@@ -120,7 +120,7 @@ def test_shutdown_ends_streams_with_an_error_event(engine: ScriptedEngine) -> No
 
 def test_an_engine_that_dies_ends_streams_and_waiting_requests(engine: ScriptedEngine) -> None:
     engine.script.step_s = 0.02
-    with served(engine) as (url, state), httpx.Client(timeout=5, **PLAIN) as http:
+    with served(engine) as (url, state), httpx.Client(timeout=60, **PLAIN) as http:
         answers: list[httpx.Response] = []
         body = {"text": "a", "sampling_params": LONG}
         waiting = threading.Thread(target=lambda: answers.append(http.post(f"{url}/generate", json=body)))
@@ -131,7 +131,7 @@ def test_an_engine_that_dies_ends_streams_and_waiting_requests(engine: ScriptedE
             engine.wait_for(Generate, count=2)
             call_in_loop_of(state, state.client.engine_gone, 0, "killed")
             rest = [line for line in lines if line]
-        waiting.join(timeout=5)
+        waiting.join(timeout=60)
         assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_gone"
         assert answers[0].status_code == 503
         assert http.get(f"{url}/health").status_code == 503
@@ -147,7 +147,7 @@ def test_hundreds_of_mixed_requests_are_all_answered(engine: ScriptedEngine, url
             "rid": f"r{number}",
             "sampling_params": {"max_new_tokens": 20},
         }
-        with httpx.Client(timeout=20, **PLAIN) as http:
+        with httpx.Client(timeout=120, **PLAIN) as http:
             if number % 3 == 0:
                 outcomes.append(http.post(f"{url}/generate", json=body).status_code)
                 return
@@ -161,7 +161,7 @@ def test_hundreds_of_mixed_requests_are_all_answered(engine: ScriptedEngine, url
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert sorted(map(str, outcomes)) == ["200"] * 50 + ["data: [DONE]"] * 50 + ["left"] * 50
     deadline_s = time.monotonic() + SOON_S
     while engine.num_running and time.monotonic() < deadline_s:
@@ -171,7 +171,7 @@ def test_hundreds_of_mixed_requests_are_all_answered(engine: ScriptedEngine, url
 
 @pytest.fixture
 def sdk(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=10) as sdk:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as sdk:
         yield sdk
 
 

@@ -13,7 +13,7 @@ from loop_engines import PAGE_SIZE, LoopEngine, expected, loop_engines, prompt_o
 
 from headwater.http_api.state import FlushDefaults
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patience")]
 JSON = {"accept": "application/json"}
 NUM_LONG = 300  # tokens: six seconds and more of slow steps
 LATE_S = 1.0  # what a loaded machine may add to a deadline; the engine itself is late by a step and 5 ms

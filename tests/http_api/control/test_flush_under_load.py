@@ -11,7 +11,7 @@ import pytest
 from api_under_test import Api, Stalls, api, until
 from loop_engines import LoopEngine, expected, loop_engines, prompt_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patience")]
 NUM_CLIENTS = 16
 NUM_TOKENS = 12
 STEP_S = 0.004

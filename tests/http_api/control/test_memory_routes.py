@@ -9,7 +9,7 @@ import pytest
 from api_under_test import Api, api, error_of, until
 from loop_engines import LoopEngine, expected, loop_engines, prompt_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patience")]
 RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 
 
@@ -84,7 +84,7 @@ async def test_both_methods_and_all_ways_to_say_tags(engine: LoopEngine) -> None
 async def test_a_busy_engine_refuses_with_blockers_or_waits(engine: LoopEngine) -> None:
     async with api(engine) as server:
         engine.step_s = 0.02
-        running = asyncio.ensure_future(generate(server, prompt_of(1), 100))
+        running = asyncio.ensure_future(generate(server, prompt_of(1), 300))
         await until(lambda: engine.parts.scheduler.running)
         for body in ({}, {"timeout": 0.1}):
             response = await server.post(RELEASE, body)
@@ -97,7 +97,7 @@ async def test_a_busy_engine_refuses_with_blockers_or_waits(engine: LoopEngine) 
         await until(lambda: engine.parts.scheduler.waiting)
         engine.step_s = 0.0
         assert (await pending).status_code == 200
-        assert (await running)["output_ids"] == expected(prompt_of(1), 100)
+        assert (await running)["output_ids"] == expected(prompt_of(1), 300)
         assert not late.done()
         await server.post(RESUME)
         assert (await late)["output_ids"] == expected(prompt_of(2), 4)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from headwater.client.engine_choice import MAX_EXTRA_REQUESTS
 from headwater.simulation.fakes.memory import FakeStagedWeights
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patience")]
 JSON = {"accept": "application/json"}
 Engines = list[LoopEngine]
 

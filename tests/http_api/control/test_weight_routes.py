@@ -11,7 +11,7 @@ from loop_engines import VOCAB_SIZE, LoopEngine, expected, loop_engines, prompt_
 
 from headwater.simulation.fakes.canary import expected_tokens
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patience")]
 SGLANG_KEYS = {"success", "message", "num_paused_requests"}
 
 

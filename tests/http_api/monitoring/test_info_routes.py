@@ -58,20 +58,23 @@ async def test_probes_when_the_engine_is_gone(engine: ScriptedEngine) -> None:
 
 async def test_an_engine_whose_loop_hangs_is_not_healthy(engine: ScriptedEngine, monkeypatch) -> None:
     monkeypatch.setattr("headwater.http_api.monitoring.health.FRESH_S", 0.0)
-    async with api(engine, limits=RequestLimits(health_timeout_s=0.1)) as server:
+    async with api(engine) as server:
+        patient = server.state.limits
         assert await statuses(server, "/health") == [200]
         engine.script.is_silent = True
+        server.state.limits = RequestLimits(health_timeout_s=0.1)
         assert await statuses(server, *PROBES) == [503] * 4
-        engine.script.is_silent = False
+        engine.script.is_silent, server.state.limits = False, patient
         assert await statuses(server, "/health", "/ready") == [200, 200]
 
 
 async def test_a_stopped_engine_is_not_ready_long_before_it_is_not_healthy(engine: ScriptedEngine, monkeypatch) -> None:
     """Traffic goes elsewhere at once; that it is restarted waits for the longest step."""
     monkeypatch.setattr("headwater.http_api.monitoring.health.FRESH_S", 0.0)
-    async with api(engine, limits=RequestLimits(health_timeout_s=30, ready_timeout_s=0.2)) as server:
+    async with api(engine) as server:
         assert await statuses(server, "/ready") == [200]
         engine.script.is_silent = True
+        server.state.limits = RequestLimits(health_timeout_s=30, ready_timeout_s=0.2)
         health = asyncio.ensure_future(server.http.get("/health"))
         async with asyncio.timeout(10):
             assert await statuses(server, "/ready", "/ready") == [503, 503]
@@ -133,11 +136,13 @@ async def test_health_generate_is_well_while_weights_are_taken_again(loop_engine
     async with api(loop_engine) as server:
         await server.post("/release_memory_occupation", {"tags": ["weights"]})
         loop_engine.runner.weights.num_polls = 10**9
-        resume = asyncio.ensure_future(server.post("/resume_memory_occupation", {"timeout": 1.0}))
+        resume = asyncio.ensure_future(server.post("/resume_memory_occupation", {"timeout": 60.0}))
         await until(lambda: loop_engine.parts.control.num_pending)
         response = await server.http.get("/health_generate")
         assert response.status_code == 200 and "resume_memory" in response.json()["held_by"]
-        await resume
+        assert not resume.done()
+        loop_engine.runner.weights.staged[-1]._polls_left = 0
+        assert (await resume).status_code == 200
 
 
 async def test_health_generate_is_well_if_a_pause_comes_while_it_waits_for_its_token(loop_engine: LoopEngine) -> None:
