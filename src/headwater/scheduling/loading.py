@@ -62,7 +62,8 @@ class LoadingRequests:
                 if not restore.was_dropped:
                     request.loading.num_restored_tokens += restore.num_tokens
             self._requests.remove(request)
-            request.loading.seconds += self._clock.now() - request.loading.since_s
+            if not request.has_begun:  # later waits are no part of its time in the queue
+                request.loading.seconds += self._clock.now() - request.loading.since_s
             request.enter(Phase.WAITING)
         return arrived
 

@@ -65,7 +65,7 @@ class Loading:
     restore: Restore | None = None  # what it waits for while loading
     prefetch: Prefetch | None = None  # on its way from storage for it
     since_s: float = 0.0  # when it began to wait
-    seconds: float = 0.0  # that it has waited so far
+    seconds: float = 0.0  # that it has waited before it started
     may_restore: bool = True  # False after one restore, so that a request cannot be loading forever
     num_restored_tokens: int = 0  # copied from the host to the device for it
     num_cached_tokens: int = 0  # of its prompt, found in the cache when it first started

@@ -203,6 +203,7 @@ class Driver:
             if isinstance(message, Outputs):
                 for output in message.items:
                     self.oracle.received(client, output)
+                    self._checks.sums.received(output)
                     self.answers[output.rid].take(output)
             elif isinstance(message, PinGaveWay):
                 self._checks.pins.noticed(client, message)

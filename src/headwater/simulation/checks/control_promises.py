@@ -18,7 +18,7 @@ from headwater.messages.weights import (
 from headwater.messages.wire import ToClient, ToEngine
 from headwater.simulation.checks.cuts import Cuts
 from headwater.simulation.checks.oracle import Oracle
-from headwater.simulation.checks.pending_calls import PendingCall, PendingCalls
+from headwater.simulation.checks.pending_calls import STORE_GRACE_S, PendingCall, PendingCalls
 from headwater.simulation.checks.request_model import RequestKey, RequestModel
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
@@ -160,6 +160,7 @@ class ControlPromises:
         if self._oracle.entered_now:
             self._check_starts()
             self._oracle.entered_now.clear()
+        self._check_held()
 
     @property
     def is_staging(self) -> bool:
@@ -177,6 +178,19 @@ class ControlPromises:
         holds = [call.message for call in self._calls.pending.values() if started and _holds_starts(call.message)]
         if holds:
             raise Violation("hold_holds", f"{started} started while held by {holds[:1]}")
+
+    def _check_held(self) -> None:
+        """Requests are held by an order or a pending call that says so, and by nothing else."""
+        admission = self._service.admission
+        if admission.may_start:
+            return
+        calls = [call.message for call in self._calls.pending.values()]
+        is_closed = self._is_paused or bool(self.released)
+        is_read = bool(self._weights.staged) and self._weights.staged[-1].has_ended
+        holding = UpdateWeights | ResumeMemory if is_read else ResumeMemory
+        holds_all = is_closed or any(isinstance(message, holding) for message in calls)
+        is_right = holds_all or (admission.may_run and any(_holds_starts(message) for message in calls))
+        demand(is_right, "held_by_what_holds", f"{admission} though nothing holds requests; pending: {calls}")
 
     def _abort(self, message: Abort) -> None:
         models = [model for model in self._oracle.active.values() if model.is_delivered and _matches(message, model)]
@@ -206,6 +220,7 @@ class ControlPromises:
         if flush.mode != "drain" and "storage" not in flush.tiers:  # those report an older one
             demand(answer.generation >= self._generation, "generations_grow", answer)
             self._generation = answer.generation
+        self._check_pending(call, answer)
         self._apply_if_immediate(call)
         key = (call.client, flush.call_id)
         if key not in self._applied:
@@ -216,6 +231,16 @@ class ControlPromises:
             store.acknowledged_turn = self._world.turn
         if flush.mode == "drain" and answer.drained and answer.status == 200:
             self._check_drained(flush, turn, adapter)
+
+    def _check_pending(self, call: PendingCall, answer: FlushResult) -> None:
+        """A flush that is answered before its end names what is not done, and gives the store its time."""
+        if call.is_cancelled:
+            return
+        holds_pages = answer.mode == "drain" and not answer.drained
+        is_over = not answer.pending and not holds_pages
+        demand((answer.status == 200) == is_over, "pending_is_told", answer)
+        is_early = answer.pending and not holds_pages and answer.waited_s < STORE_GRACE_S
+        demand(not is_early, "pending_is_told", f"after {answer.waited_s} s: {answer}")
 
     def _check_pins(self) -> None:
         """A pin ends after its time, so that its pages can be evicted again."""

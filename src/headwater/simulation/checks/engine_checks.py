@@ -19,6 +19,7 @@ from headwater.simulation.checks.pin_promises import PinPromises
 from headwater.simulation.checks.promises import Promises
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
+from headwater.simulation.checks.sums import Sums
 from headwater.simulation.checks.timeouts import TimeoutPromises
 from headwater.simulation.engine_shape import VOCAB_SIZE
 from headwater.simulation.fakes.drafter import FakeDrafter
@@ -64,6 +65,7 @@ class EngineChecks:
         )
         self.pins = PinPromises(engine.parts, runner=engine.runner, copier=engine.copier, oracle=self.oracle)
         self.timeouts = TimeoutPromises(self.oracle, limits=engine.shape.limits(), now_s=engine.clock.now)
+        self.sums = Sums(engine.parts.scheduler, has_requests=lambda: bool(self.oracle.active))
         self._mirror: EventMirror | None = None
         if engine.shape.has_events:
             self._mirror = EventMirror(engine.parts.cache.tree, StorageNames(engine.shape.fingerprint()))
@@ -88,6 +90,7 @@ class EngineChecks:
         """The turn is over, and all of its outputs and answers have been checked."""
         self.control.end_turn(has_launched=has_launched)
         self.metrics.check()
+        self.sums.check()
         self.adapters.end_turn()
         self.timeouts.check()
         self.pins.check(has_launched=has_launched)

@@ -12,7 +12,7 @@ from headwater.simulation.checks.violation import Violation
 
 CallKey = tuple[bytes, str]  # client and call id
 _SLEEP_TOLERANCE_S = 0.005
-_STORE_GRACE_S = 1.0  # least time for a store to acknowledge a flush, with any timeout
+STORE_GRACE_S = 1.0  # least time for a store to acknowledge a flush, with any timeout
 _POLL_S = 0.02  # interval at which the loop polls the store after the timeout
 
 
@@ -55,7 +55,7 @@ class PendingCalls:
             is_valid = 0 <= message.timeout_s <= self._max_timeout_s
             deadline_s = self._clock.now() + message.timeout_s if is_valid else None
             if deadline_s is not None and _asks_store(message):
-                deadline_s = max(deadline_s, self._clock.now() + _STORE_GRACE_S) + _POLL_S
+                deadline_s = max(deadline_s, self._clock.now() + STORE_GRACE_S) + _POLL_S
         key = (client, message.call_id)
         assert key not in self.pending, f"call id {message.call_id} is used twice at the same time"
         self.pending[key] = PendingCall(client, message, turn, self._num_delivered, self._clock.now(), deadline_s)

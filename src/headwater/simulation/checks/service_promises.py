@@ -16,7 +16,7 @@ from headwater.messages.control import (
 from headwater.messages.generation import Abort, Generate
 from headwater.messages.weights import SetWeightVersion, UpdateWeights, WeightsUpdated, WeightVersionSet
 from headwater.messages.wire import ToClient, ToEngine
-from headwater.scheduling.limits import SchedulerLimits
+from headwater.scheduling.limits import Admission, SchedulerLimits
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler
 from headwater.simulation.checks.oracle import Oracle
@@ -93,6 +93,11 @@ class ServicePromises:
         self._cancelled.clear()
 
     # --- admission ----------------------------------------------------------------------------------
+
+    @property
+    def admission(self) -> Admission:
+        """What may run, as the engine has said in this turn."""
+        return self._scheduler.admission
 
     def _checked_add(self, message: Generate, *, client: bytes) -> None:
         """A request is refused if and only if the queue is full."""

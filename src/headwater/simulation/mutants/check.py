@@ -19,6 +19,7 @@ from headwater.simulation.mutants import pins as mutants_of_pins  # noqa: F401  
 from headwater.simulation.mutants import ranks as mutants_of_ranks  # noqa: F401  they register themselves
 from headwater.simulation.mutants import rules as mutants_of_rules  # noqa: F401  they register themselves
 from headwater.simulation.mutants import speculation as mutants_of_speculation  # noqa: F401  they register themselves
+from headwater.simulation.mutants import sums as mutants_of_sums  # noqa: F401  they register themselves
 from headwater.simulation.mutants.registry import MUTANTS, Mutant, Verdict
 from headwater.simulation.random_runs.profiles import PROFILES
 from headwater.simulation.random_runs.run import random_run

@@ -1,0 +1,112 @@
+"""Mutants of the sums that metrics show, of what holds requests, and of what a flush says that it has not done."""
+
+from typing import Any
+
+from msgspec import structs
+
+from headwater.control import flush
+from headwater.control.flush import Flush
+from headwater.control.operation import Hold
+from headwater.control.weights import WeightUpdate
+from headwater.messages.control import FlushResult
+from headwater.scheduling.counters import Counters
+from headwater.scheduling.loading import LoadingRequests
+from headwater.scheduling.request import Request
+from headwater.scheduling.scheduler import Scheduler
+from headwater.simulation.mutants.registry import Patch, mutant
+
+
+@mutant(profile="tiers")
+def hits_on_the_host_are_not_capped() -> list[Patch]:
+    """An answer counts all tokens that were restored for it, also those evicted again before it started."""
+    right = LoadingRequests.attribute_hits
+
+    def attribute_hits(self: LoadingRequests, request: Request, num_cached_tokens: int, counters: Counters) -> None:
+        num_restored = request.loading.num_restored_tokens
+        right(self, request, num_cached_tokens, counters)
+        if num_restored > num_cached_tokens:
+            request.loading.num_host_tokens += num_restored - num_cached_tokens
+
+    return [(LoadingRequests, "attribute_hits", attribute_hits)]
+
+
+@mutant(profile="tiers")
+def hits_below_count_for_the_device_too() -> list[Patch]:
+    """The metrics count tokens that were found on the host or in the store as hits on the device as well."""
+    right = LoadingRequests.attribute_hits
+
+    def attribute_hits(self: LoadingRequests, request: Request, num_cached_tokens: int, counters: Counters) -> None:
+        right(self, request, num_cached_tokens, counters)
+        counters.cached_tokens_device += request.loading.num_host_tokens + request.loading.num_storage_tokens
+
+    return [(LoadingRequests, "attribute_hits", attribute_hits)]
+
+
+@mutant(profile="failing")
+def a_failed_step_counts_one_request() -> list[Patch]:
+    """The metrics count one failed request for each failed step."""
+    right = Scheduler.fail
+
+    def fail(self: Scheduler, plan: Any, error: Exception) -> int:
+        before, num_ended = self.counters.num_failed, right(self, plan, error)
+        self.counters.num_failed = before + (num_ended > 0)
+        return num_ended
+
+    return [(Scheduler, "fail", fail)]
+
+
+@mutant()
+def retracted_tokens_count_again() -> list[Patch]:
+    """The tokens that a retracted request has generated count as generated once more."""
+    right = Scheduler._retract
+
+    def retract(self: Scheduler, request: Request) -> None:
+        right(self, request)
+        self.counters.generated_tokens += request.num_outputs
+
+    return [(Scheduler, "_retract", retract)]
+
+
+@mutant(profile="tiers")
+def pages_that_come_after_the_start_count_as_queueing() -> list[Patch]:
+    """A request that is retracted reports its later waits for pages as a part of its time in the queue."""
+    right = LoadingRequests.take_arrived
+
+    def take_arrived(self: LoadingRequests) -> list[Request]:
+        arrived = right(self)
+        for request in arrived:
+            if request.has_begun:
+                request.loading.seconds += self._clock.now() - request.loading.since_s
+        return arrived
+
+    return [(LoadingRequests, "take_arrived", take_arrived)]
+
+
+@mutant(profile="flush")
+def every_flush_with_hold_holds() -> list[Patch]:
+    """A flush that has cut its pages holds new requests until they are free."""
+    return [(Flush, "hold", property(lambda self: Hold.STARTS if self._message.hold else Hold.NOTHING))]
+
+
+@mutant(profile="training")
+def updates_hold_while_they_are_read() -> list[Patch]:
+    """No request starts while new weights are being read."""
+    right: Any = WeightUpdate.hold
+    return [(WeightUpdate, "hold", property(lambda self: max(Hold.STARTS, right.fget(self))))]
+
+
+@mutant(profile="store")
+def stores_get_no_second() -> list[Patch]:
+    """A flush without a timeout does not wait for the store's acknowledgement."""
+    return [(flush, "_STORE_GRACE_S", 0.0)]  # type: ignore[list-item]
+
+
+@mutant(profile="store")
+def stores_that_are_asked_are_not_named() -> list[Patch]:
+    """The answer of a flush does not say that the store has yet to acknowledge it."""
+    right = Flush._flushed
+
+    def flushed(self: Flush, *args: Any, **kwargs: Any) -> FlushResult:
+        return structs.replace(right(self, *args, **kwargs), pending=())
+
+    return [(Flush, "_flushed", flushed)]
