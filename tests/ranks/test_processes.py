@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scripted_rank import DoneCopy, HashedNow, ScriptedStart, StagedNow
 
 from headwater.devices.rank_group import RankFailed
-from headwater.ranks import orders
+from headwater.ranks import orders, plan_stream, processes
 from headwater.ranks.copier import RanksCopier
 from headwater.ranks.errors import RankLost, RankRefused
 from headwater.ranks.processes import RankProcesses, StreamFds
@@ -175,7 +176,7 @@ def test_hashes_are_of_what_all_ranks_hold(group: Group) -> None:
 
 def test_a_stopped_rank_is_noticed_while_nothing_runs_and_does_not_stay(group: Group) -> None:
     pids = group.processes.pids
-    group.processes._limit_s = 1.0
+    group.processes._limit_s = 2.5
     os.kill(pids[1], signal.SIGSTOP)
     wait_for(lambda: group.rank0.aborted)  # the thread that watches does this last
     with pytest.raises(RankLost, match="rank 2 has given no sign of life"):
@@ -185,13 +186,44 @@ def test_a_stopped_rank_is_noticed_while_nothing_runs_and_does_not_stay(group: G
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+class JumpingClock:
+    """In the place of `time`; `ahead_s` is what the process has slept through."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self.num_asked = 0
+
+    def monotonic(self) -> float:
+        self.num_asked += 1
+        return time.monotonic() + self.ahead_s
+
+    def monotonic_ns(self) -> int:
+        return round(self.monotonic() * 1e9)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def test_an_engine_that_was_stopped_itself_finds_no_rank_silent(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ctrl-Z, a debugger or a paused container, with its ranks: when all go on, nobody has hung meanwhile."""
+    clock = JumpingClock()
+    for module in (processes, plan_stream):
+        monkeypatch.setattr(module, "time", clock)
+    pair.processes.watch_steps(lambda rank: 0)
+    pair.runner.launch(step(55))
+    for jumps in range(1, 4):
+        clock.ahead_s, asked = 1000.0 * jumps, clock.num_asked
+        wait_for(lambda asked=asked: clock.num_asked > asked + 2)
+    pair.processes.check()
+
+
 def test_a_rank_that_lives_and_hangs_in_a_step_is_lost(pair: Group) -> None:
     """Rank 0 has done the step, so nothing waits for the other one, which shows life."""
-    pair.processes._limit_s = 1.0
+    pair.processes._limit_s = 2.5
     pair.processes.watch_steps(lambda rank: 0)
     for token in range(1, 6):
         pair.runner.launch(step(token))
-    time.sleep(2.0)
+    time.sleep(3.5)
     pair.processes.check()  # an engine without steps is not at one
     pair.runner.launch(step(55))
     wait_for(lambda: pair.rank0.aborted)

@@ -129,10 +129,9 @@ class PlanStream:
         """For each reader, whether it has carried out every record."""
         return (self._ring.positions >= self._position).tolist()
 
-    def silent_s(self) -> list[float]:
-        """For each reader, the seconds since its last sign of life; 0 before its first."""
-        now_ns = time.monotonic_ns()
-        return [max(now_ns - seen, 0) / 1e9 if seen else 0.0 for seen in self._ring.seen_ns.tolist()]
+    def signs_of_life(self) -> list[int]:
+        """For each reader, the moment of its last one, in nanoseconds of CLOCK_MONOTONIC; 0 before its first."""
+        return self._ring.seen_ns.tolist()
 
     def steps(self) -> list[Position]:
         """Of each reader, as it last showed."""

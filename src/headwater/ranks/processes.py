@@ -23,6 +23,7 @@ from headwater.ranks.shared_memory import SharedMemory
 from headwater.ranks.step_progress import StepProgress, StepWatch
 
 _LOOK_S = 0.2  # between two looks at the signs of life
+_MOST_PAUSE_S = 1.0  # between two looks that counts: in a longer one this process was stopped, and perhaps all
 _REASON_S = 2.0  # that the end of a process, or its report of a failed step, may lag behind the step that missed it
 _GRACE_S = 2.0  # for processes to end by themselves
 _MOST_RECOVERY_S = 10.0
@@ -68,6 +69,9 @@ class RankProcesses:
         self._is_closing = False
         self.progress = StepProgress()  # rank 0's
         self._steps: StepWatch | None = None
+        self._looked_s = time.monotonic()
+        self._awake_s = 0.0  # that the thread has watched
+        self._seen: dict[int, tuple[int, float]] = {}  # rank -> its last sign of life, and when the thread saw it
         self._moves_of: Callable[[int], int] = lambda rank: 0
         self._reports: dict[int, deque[orders.Report]] = {rank: deque() for rank in range(1, num_ranks)}
         self._has_reports = threading.Condition(threading.RLock())
@@ -226,6 +230,7 @@ class RankProcesses:
                         self._lose(rank, _words_of_end(self._processes[rank]))
                     for body in readers[rank].feed(portion):
                         self._take(rank, orders.decode_report(body))
+                self._count_pause()
                 self._look_for_signs_of_life()
                 self._look_at_steps()
 
@@ -254,8 +259,18 @@ class RankProcesses:
                     self._reports[rank].append(report)
                     self._has_reports.notify_all()
 
+    def _count_pause(self) -> None:
+        """Ctrl-Z, a debugger or a paused container stops all processes: when they go on, nobody has been silent."""
+        now_s = time.monotonic()
+        self._awake_s += min(now_s - self._looked_s, _MOST_PAUSE_S)
+        self._looked_s = now_s
+
     def _look_for_signs_of_life(self) -> None:
-        for rank, silent_s in enumerate(self.stream.silent_s(), start=1):
+        for rank, seen_ns in enumerate(self.stream.signs_of_life(), start=1):
+            if seen_ns and self._seen.get(rank, (0, 0.0))[0] != seen_ns:
+                self._seen[rank] = seen_ns, self._awake_s
+        for rank, (_, since_s) in self._seen.items():
+            silent_s = self._awake_s - since_s
             if silent_s > self._limit_s:
                 self._lose(rank, f"has given no sign of life for {silent_s:.1f} s (--rank-timeout)")
 
@@ -265,7 +280,7 @@ class RankProcesses:
         num_begun = self.progress.num_begun  # first: what begins meanwhile has not ended
         positions = [self.progress.look(), *self.stream.steps()]
         found = self._steps.find(
-            time.monotonic(), num_begun, [(*it, self._moves_of(rank)) for rank, it in enumerate(positions)]
+            self._awake_s, num_begun, [(*it, self._moves_of(rank)) for rank, it in enumerate(positions)]
         )
         if found is not None:
             self._lose(*found)

@@ -20,7 +20,7 @@ BODY = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_toke
 
 @pytest.fixture
 def limited(tmp_path: Path) -> Iterator[LoopEngine]:
-    limits = {"max_queued_tokens": 50, "queue_timeout_s": 1.5, "request_timeout_s": 60.0}
+    limits = {"max_queued_tokens": 50, "queue_timeout_s": 4.0, "request_timeout_s": 60.0}
     with loop_engines(tmp_path, num_pages=64, max_queued=4, max_context=200, limits=limits) as (engine,):
         yield engine
 

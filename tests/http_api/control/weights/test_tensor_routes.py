@@ -109,15 +109,13 @@ async def test_copies_on_a_gpu_are_freed_when_they_are_in_place_or_given_up(
     monkeypatch.setattr(ReceiverGroups, "drop_from_gpu", drop)
     async with api(engine, staging=area, stages_on_gpu=True) as server:
         await push(server, BOTH)
-        await asyncio.sleep(0.01)  # a task of its own frees them
-        assert len(freed) == 1
+        await until(lambda: len(freed) == 1)  # a task of its own frees them
         await call(server, "/begin_weight_update")
         await push(server, WEIGHT)
         await asyncio.sleep(0.01)
         assert len(freed) == 1, "an open bracket needs them"
         await call(server, "/abort_weight_update")
-        await asyncio.sleep(0.01)
-        assert len(freed) == 2
+        await until(lambda: len(freed) == 2)
 
 
 async def test_a_bracket_shows_all_buckets_at_its_end_and_nothing_before(engine: LoopEngine, area: StagingArea) -> None:
