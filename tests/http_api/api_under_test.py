@@ -77,31 +77,6 @@ async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
             await asyncio.sleep(0.002)
 
 
-class Stalls:
-    """How long this process got no processor: a thread that sleeps for 10 ms wakes that much too late.
-
-    A server that waits for something does not keep the thread from waking.
-    """
-
-    def __enter__(self) -> "Stalls":
-        self.lost_s = 0.0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        slept_s = time.monotonic()
-        while not self._is_over.wait(0.01):
-            now_s = time.monotonic()
-            self.lost_s += max(0.0, now_s - slept_s - 0.02)
-            slept_s = now_s
-
-
 def saying(text: str):
     """A script whose answer to anything is `text`, then the end of text."""
     ids = [*TOKENIZER.encode(text), EOS_ID]

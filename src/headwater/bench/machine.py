@@ -27,6 +27,15 @@ def all_processes() -> dict[int, list[str]]:
     return {pid: fields for pid, fields in found.items() if fields}
 
 
+def command_of(pid: int) -> list[str]:
+    """The arguments of a process, or the title that it has given itself; empty when it has ended."""
+    try:
+        line = (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return []
+    return os.fsdecode(line.removesuffix(b"\0")).split("\0") if line else []
+
+
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started, by number. One that has ended stays until it is waited for."""
     return sorted(child for child, fields in all_processes().items() if int(fields[1]) == pid)

@@ -47,7 +47,7 @@ def test_adapters_over_two_engines(tmp_path: Path) -> None:
         load(server, "one", b, load_inplace=True)
         assert [text(server, "one", rank=rank) for rank in (0, 1)] == [two, two]
         assert 'vllm:lora_requests_info{dp_rank="0",max_lora="10"' in server.get("/metrics").text
-        os.kill(server.children()[-1], signal.SIGKILL)
+        os.kill(server.engine_pids()[-1], signal.SIGKILL)
         until_s = time.monotonic() + 60
         while time.monotonic() < until_s:
             engines = server.get("/health").status_code == 200 and server.get("/server_info").json()["internal_states"]

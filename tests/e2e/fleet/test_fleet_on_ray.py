@@ -20,13 +20,13 @@ from typing import Any
 import httpx
 import pytest
 
-from processes import ancestors_of, command_of, is_alive
+from processes import ancestors_of, is_alive
 
 sys.path.append(str(Path(__file__).parents[2] / "storage"))
 from redis_server import RedisServer
 from tiered import write_byte_tokenizer
 
-from headwater.bench.machine import all_processes
+from headwater.bench.machine import all_processes, command_of
 from headwater.storage.redis.layout import GENERATIONS, PAGE_PREFIX
 from tiny_models import make_tiny_model
 

@@ -208,7 +208,7 @@ def test_ranks_end_with_a_killed_engine_and_with_the_server(server: RunningServe
     if NUM_ENGINES > 1:
         assert len(alive_in_session(server.process.pid)) > NUM_RANKS, "the other engine goes on"
     server.process.terminate()
-    assert server.wait_exit(30) == 0
+    assert server.wait_exit(60) == 0
     wait_until(lambda: not alive_in_session(server.process.pid), server)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from api_under_test import Api, Stalls, api, error_of, until
+from api_under_test import Api, api, error_of, until
 from loop_engines import LoopEngine, expected, loop_engines, prompt_of
+
+from processes import Stalls
 
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}

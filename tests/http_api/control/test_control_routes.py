@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from api_under_test import TOKENIZER, Api, Stalls, api, error_of, until
+from api_under_test import TOKENIZER, Api, api, error_of, until
 
 from headwater.generation.model_facts import RequestLimits
 from headwater.messages.base import unpack_ids
@@ -21,6 +21,7 @@ from headwater.messages.control import (
     PauseGeneration,
 )
 from headwater.messages.generation import Generate
+from processes import Stalls
 from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio

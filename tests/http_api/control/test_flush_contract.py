@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-from api_under_test import TOKENIZER, Api, Stalls, api, error_of, served, until
+from api_under_test import TOKENIZER, Api, api, error_of, served, until
 from loop_engines import PAGE_SIZE, LoopEngine, expected, loop_engines, prompt_of
 
 from headwater.http_api.state import FlushDefaults
+from processes import Stalls
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patience")]
 JSON = {"accept": "application/json"}

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_under_test import Api, Stalls, api, until
+from api_under_test import Api, api, until
 from loop_engines import LoopEngine, expected, loop_engines, prompt_of
+
+from processes import Stalls
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patience")]
 NUM_CLIENTS = 16

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_under_test import Api, Stalls, api, error_of, until
+from api_under_test import Api, api, error_of, until
 from loop_engines import LoopEngine, expected, loop_engines, prompt_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from headwater.client.engine_choice import MAX_EXTRA_REQUESTS
 from headwater.simulation.fakes.memory import FakeStagedWeights
+from processes import Stalls
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patience")]
 JSON = {"accept": "application/json"}
