@@ -260,7 +260,7 @@ class RankProcesses:
                     self._has_reports.notify_all()
 
     def _count_pause(self) -> None:
-        """Ctrl-Z, a debugger or a paused container stops all processes: when they go on, nobody has been silent."""
+        """Ctrl-Z, a debugger or a paused container stops all processes: when they go on, no rank has been silent."""
         now_s = time.monotonic()
         self._awake_s += min(now_s - self._looked_s, _MOST_PAUSE_S)
         self._looked_s = now_s
