@@ -6,12 +6,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from _pytest.assertion import rewrite
 from hypothesis import HealthCheck, settings
-from hypothesis.internal.constants_ast import constants_from_module
+
+from suite import files_in_turn
+from suite.hypothesis_constants import keep_constants
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
@@ -26,37 +26,25 @@ if not Path("/dev/nvidiactl").exists():  # no GPU: the Triton kernels are interp
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-TESTS = Path(__file__).parent
-SOURCES = TESTS.parent / "src" / "headwater"
+SOURCES = Path(__file__).parent.parent / "src" / "headwater"
 # what a run leaves out with -m "not (gpu or load)", and the marks of all tests of a file
 LEAVING_OUT = re.compile(r"not (\w+|\(\w+( or \w+)*\))")
 MARKS_OF_FILE = re.compile(r"^pytestmark = (\[.*?\]$|[^\[].*?$)", re.MULTILINE | re.DOTALL)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    files_in_turn.register(config, hasten_triton)
+
+
 @pytest.hookimpl(trylast=True)  # after Hypothesis's, which allows the use of its storage
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Of several processes each prepares its share of the files, and keeps what it finds for the others.
-
-    They collect the same files in one order, so each would do all of it at the same time: 10 s of CPU for the
-    assertions, 5 s for the constants of our sources, from which Hypothesis draws.
-    """
+    """Each of several processes reads a share of our sources for Hypothesis."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None:
         return
     gc.disable()  # until the files are collected: they make a million objects, and all of them stay
     number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    for path in sorted(SOURCES.rglob("*.py"))[number::count]:
-        module = ModuleType(path.stem)
-        module.__file__ = str(path)
-        constants_from_module(module)
-    if sys.dont_write_bytecode:
-        return
-    for path in sorted(TESTS.rglob("test_*.py"))[number::count]:
-        folder = rewrite.get_cache_dir(path)
-        bytecode = folder / (path.stem + rewrite.PYC_TAIL)
-        if rewrite._read_pyc(path, bytecode) is None and rewrite.try_makedirs(folder):
-            source_hash, code = rewrite._rewrite_test(path, session.config)
-            rewrite._write_pyc(session.config.stash[rewrite.assertstate_key], code, source_hash, bytecode)
+    keep_constants(sorted(SOURCES.rglob("*.py"))[number::count])
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -73,6 +61,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # or each collection of garbage, those of pytest at the end too, would look at the files again
     atexit.register(gc.unfreeze)  # libraries complain of what they find alive when the process has ended
     gc.enable()
+    hasten_triton()
+
+
+def hasten_triton() -> None:
+    """Where tests that were imported run its interpreter."""
     if "triton.runtime.interpreter" in sys.modules:
         from interpreted_triton import hasten
 

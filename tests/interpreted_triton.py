@@ -9,6 +9,7 @@ from typing import Any
 VERSION = "3.9.0"  # of Triton, whose inner functions are replaced here; others take their time
 
 
+@functools.cache
 def hasten() -> None:
     """From now on, in this process. Here no kernel is ever compiled."""
     import triton
