@@ -100,7 +100,7 @@ class RunningServer:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait(10)
+                self.process.wait(60)
         self._log.close()
         self._port.close()
         self._folder.cleanup()

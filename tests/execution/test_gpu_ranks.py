@@ -70,7 +70,7 @@ class TwoRanks:
         assert self._process.stdin is not None
         self._process.stdin.close()
         leave(0, self.runner)
-        assert self._process.wait(20) == 0
+        assert self._process.wait(LIMIT_S) == 0
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def end_of(tmp_path: Path, *, does: str) -> EngineExit:
     async def run() -> EngineExit:
         start = EngineStart(args=ServerArgs(model="m"), endpoint="ipc://x", directory=str(tmp_path))
         process = await EngineProcess.start(start, command=engine_that(does))
-        return await asyncio.wait_for(process.wait(), 20)
+        return await asyncio.wait_for(process.wait(), 120)
 
     return asyncio.run(run())
 
@@ -59,7 +59,7 @@ def test_arguments_reach_the_engine_whole(tmp_path: Path) -> None:
         process = await EngineProcess.start(
             start, command=engine_that("sys.exit(40 if len(start.args.model) == 300_000 else 41)")
         )
-        return await asyncio.wait_for(process.wait(), 20)
+        return await asyncio.wait_for(process.wait(), 120)
 
     assert asyncio.run(run()).code == 40
 
@@ -68,7 +68,7 @@ def test_an_engine_that_dies_before_reading_its_arguments_is_just_an_exit(tmp_pa
     async def run() -> EngineExit:
         start = EngineStart(args=ServerArgs(model="m" * 300_000), endpoint="ipc://x", directory=str(tmp_path))
         process = await EngineProcess.start(start, command=(sys.executable, "-c", "raise SystemExit(7)"))
-        return await asyncio.wait_for(process.wait(), 20)
+        return await asyncio.wait_for(process.wait(), 120)
 
     assert asyncio.run(run()).code == 7
 
