@@ -128,6 +128,21 @@ def test_at_most_half_of_a_tier_is_pinned() -> None:
     assert len(pins(driver)) == 2
 
 
+def test_a_pin_that_is_refused_leaves_the_one_of_its_name() -> None:
+    driver = Driver(num_pages=60)
+    for i in range(2):
+        run(driver, f"r{i}", prompt_of(60, i))
+    for i, is_refused in ((0, False), (1, True)):
+        message = PinPrefix(call_id=f"pin{i}", prompt_ids=pack_ids(prompt_of(60, i)), ttl_s=100.0, pin_id="mine")
+        if is_refused:  # others have taken the room meanwhile
+            assert pin(driver, prompt_of(60, 1), ("device",)).items
+        driver.send(message)
+        driver.turn()
+        assert isinstance(driver.replies[f"pin{i}"], Failed) == is_refused
+    held = {item.pin_id: item for item in pins(driver)}
+    assert held["mine"].num_tokens == 60 and len(held) == 2
+
+
 def test_a_tier_that_does_not_exist_is_named() -> None:
     driver = Driver(num_pages=60)
     for tiers in (("host",), ()):

@@ -1,4 +1,4 @@
-"""Promises of the metrics' sums, of what holds requests, and of what a flush has yet to do: right, and broken."""
+"""Promises of sums in metrics, of holds, of what a flush has yet to do and of sleep: the engine right, and broken."""
 
 from collections.abc import Callable
 
@@ -63,6 +63,15 @@ def read_weights() -> Driver:
     return driver
 
 
+def read_weights_and_nothing_else() -> Driver:
+    driver = Driver(EngineShape())
+    driver.runner.weights.num_polls = 8
+    driver.send(UpdateWeights(call_id="u", path="w1", timeout_s=20.0))
+    driver.turn(12)
+    assert "u" in driver.replies
+    return driver
+
+
 def flush_a_store_that_hangs() -> Driver:
     store = UnreliableStore(MemoryMedium(capacity_bytes=1 << 16), seed=0)
     driver = Driver(EngineShape(num_host_pages=40), backend=store)
@@ -87,6 +96,8 @@ def test_the_store_gets_its_second():
         ("retracted_tokens_count_again", "sums_agree", retract_one),
         ("every_flush_with_hold_holds", "held_by_what_holds", drain_with_hold),
         ("updates_hold_while_they_are_read", "held_by_what_holds", read_weights),
+        ("pages_of_failed_steps_are_freed_before_the_recovery", "pages_outlive_steps", fail_a_step_of_two),
+        ("the_loop_sleeps_through_reading", "ends_are_looked_for", read_weights_and_nothing_else),
         ("stores_get_no_second", "pending_is_told", flush_a_store_that_hangs),
         ("stores_that_are_asked_are_not_named", "pending_is_told", flush_a_store_that_hangs),
     ],

@@ -155,3 +155,15 @@ def test_counters_name_the_causes(breaker, clock):
 def test_bad_settings_are_refused_by_name(clock, options, name):
     with pytest.raises(ValueError, match=name):
         CircuitBreaker(clock, **options)
+
+
+def test_an_old_failure_is_none_of_the_new_ones_in_a_row(breaker, clock):
+    """Calls that hung until after the probe say nothing of the store as it is now."""
+    old = [breaker.try_enter() for _ in range(3)]
+    fail(breaker, 3)
+    clock.advance(1.0)
+    breaker.succeeded(breaker.try_enter())
+    for permit in old:
+        breaker.failed(permit, cause="timeout")
+    assert breaker.state is CLOSED
+    assert breaker.counters()["failed"] == 6

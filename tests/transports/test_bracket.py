@@ -143,3 +143,17 @@ def test_an_empty_bracket_and_an_end_without_one_are_refused(driver: Driver) -> 
 
 def test_names_that_checkpoints_carry_along_are_ignored(driver: Driver) -> None:
     driver.bucket({"a": A, "model.rotary.inv_freq": B})
+
+
+def test_two_labels_of_a_bracket_end_all_requests_if_either_asks_for_it(driver: Driver) -> None:
+    begun = driver.transfers.begin(deadline_s=10.0, now_s=0.0)
+    driver.transfers.take_label("8", aborts_all=True, now_s=1.0)
+    driver.transfers.take_label("9", aborts_all=False, now_s=2.0)
+    assert (begun.weight_version, begun.aborts_all) == ("9", True)
+
+
+def test_an_abort_takes_note_of_an_overdue_bracket(driver: Driver) -> None:
+    """Its caller knows now: later buckets without a bracket are updates of their own again."""
+    driver.transfers.begin(deadline_s=10.0, now_s=0.0)
+    assert driver.transfers.abort(None, now_s=11.0) is None
+    assert not driver.bucket({"a": A}, now_s=12.0).is_bracket

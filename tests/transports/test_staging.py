@@ -139,3 +139,14 @@ def test_only_folders_of_killed_servers_are_removed(area: StagingArea, tmp_path:
     other.folder()
     assert living.path.exists() and not dead.exists()
     other.close()
+
+
+def test_a_bucket_that_is_whole_after_the_end_of_its_transfer_leaves_nothing(area: StagingArea) -> None:
+    """The engines may be reading the folder: a file more would be a part of no transfer."""
+    folder = area.folder()
+    bucket = folder.bucket()
+    bucket.write(bucket_of("a"))
+    folder.is_complete = True
+    with pytest.raises(BucketError, match="the transfer ended"):
+        bucket.finish()
+    assert list(folder.path.iterdir()) == [] and area.num_bytes == 0

@@ -21,9 +21,12 @@ from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
 from headwater.simulation.checks.sums import Sums
 from headwater.simulation.checks.timeouts import TimeoutPromises
+from headwater.simulation.checks.violation import demand
 from headwater.simulation.engine_shape import VOCAB_SIZE
 from headwater.simulation.fakes.drafter import FakeDrafter
 from headwater.simulation.simulated_engine import GRAMMAR_LIMITS, MAX_CONTROL_TIMEOUT_S, SimulatedEngine
+
+_LONGEST_NAP_S = 0.02 + 1e-9  # of a loop that waits for what sends no message
 
 
 class EngineChecks:
@@ -37,6 +40,8 @@ class EngineChecks:
         self.adapters = AdapterPromises(engine.parts.cache.tree, content_of=engine.content_of)
         self.oracle = self._make_oracle()
         engine.runner.audit = self.oracle
+        pool = engine.parts.cache.pool
+        engine.runner.is_any_free = lambda pages: pool.num_owned(pages, Owner.FREE) > 0
         if isinstance(engine.drafter, FakeDrafter):
             engine.drafter.right_tokens = self.oracle.right_tokens
         self.calls = PendingCalls(engine.clock, max_timeout_s=MAX_CONTROL_TIMEOUT_S)
@@ -102,6 +107,7 @@ class EngineChecks:
     def _received(self, wait_s: float, messages: list[tuple[bytes, ToEngine]]) -> None:
         if not messages:
             self.calls.check_sleep(wait_s)
+            self._check_nap(wait_s)
             self.timeouts.check_sleep(wait_s)
         for client, message in messages:
             if isinstance(message, Hello):
@@ -110,6 +116,17 @@ class EngineChecks:
                 self._engine.expect_store_flush(message)
         self.control.begin_turn(messages)
         self.timeouts.note_due(slept_s=0.0 if messages else wait_s)
+
+    def _check_nap(self, wait_s: float) -> None:
+        """The ends of copies, calls of a store, compilations and reading weights send no message to a sleeping loop."""
+        engine, weights = self._engine, self._engine.runner.weights
+        if wait_s <= _LONGEST_NAP_S:
+            return
+        copies = engine.copier.open_copies if engine.copier is not None else []
+        is_reading = bool(weights.staged) and not (weights.staged[-1].has_ended or weights.staged[-1].is_abandoned)
+        calls = [job for job in engine.jobs.open_jobs if job.kind]  # no call waits for a store that is being closed
+        is_open = copies or calls or engine.grammar_jobs.open_jobs or is_reading
+        demand(not is_open, "ends_are_looked_for", f"the loop sleeps {wait_s} s while work is open whose end is silent")
 
     def _make_oracle(self) -> Oracle:
         engine, shape = self._engine, self._engine.shape

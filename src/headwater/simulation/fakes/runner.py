@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from headwater.messages.generation import LogprobParams, TokenLogprob
 from headwater.scheduling.plan import NEWEST_TOKEN, SlotAssignment, StepPlan, StepResult, TokenMasks
-from headwater.simulation.checks.violation import Violation
+from headwater.simulation.checks.violation import Violation, demand
 from headwater.simulation.fakes.canary import (
     START,
     next_canaries,
@@ -106,6 +106,8 @@ class FakeRunner:
         self.fault_rate = 0.0  # of steps that raise, half of them at launch, half at collection
         self.next_fault: str | None = None  # place at which the next step raises
         self._chance = random.Random(num_pages)
+        self.is_any_free: Callable[[PageIds], bool] = lambda pages: False
+        self._failed: list[PageIds] = []  # pages of the rows of a step that has raised, until `recover`
         self._open: list[FakeStep] = []
         self._flat = self.kv.reshape(-1)
         self._pages = self.kv.view(np.uint8)  # [num_pages, bytes of a page], since numpy copies bytes fastest
@@ -241,7 +243,10 @@ class FakeRunner:
                 result.logprobs[row] = _logprob(token, assignment.logprobs)
 
     def recover(self) -> None:
-        """There is nothing to recover: writes of a failed step stay."""
+        """Writes of the failed step stay. Until now it may have run, so its pages are still in use."""
+        failed, self._failed = self._failed, []
+        for pages in failed:
+            demand(not self.is_any_free(pages), "pages_outlive_steps", "a page is free that a failed step may write")
 
     def _take_fault(self) -> str | None:
         fault, self.next_fault = self.next_fault, None
@@ -275,6 +280,7 @@ class FakeRunner:
         own = plan.uses == np.array(self._uses)[plan.slots]
         for slot, first, count in zip(plan.slots[own], plan.num_computed[own], plan.num_tokens[own], strict=True):
             self._garble(int(slot), int(first), int(count))
+        self._failed = [self._tables[slot, : self._num_mapped[slot]].copy() for slot in plan.slots[own].tolist()]
         if self.audit is not None:
             self.audit.failed(set(plan.slots[own].tolist()))
         raise StepFault(f"step {plan.step_id}")

@@ -1,16 +1,20 @@
-"""Mutants of the sums that metrics show, of what holds requests, and of what a flush says that it has not done."""
+"""Mutants of sums in metrics, of holds, of what a flush has yet to do, and of a loop that sleeps or frees too early."""
 
 from typing import Any
 
 from msgspec import structs
 
+from headwater.cache.lower_tiers import LowerTiers
 from headwater.control import flush
 from headwater.control.flush import Flush
 from headwater.control.operation import Hold
 from headwater.control.weights import WeightUpdate
+from headwater.engine.steps import Steps
 from headwater.messages.control import FlushResult
 from headwater.scheduling.counters import Counters
+from headwater.scheduling.grammar_queue import GrammarQueue
 from headwater.scheduling.loading import LoadingRequests
+from headwater.scheduling.plan import StepPlan
 from headwater.scheduling.request import Request
 from headwater.scheduling.scheduler import Scheduler
 from headwater.simulation.mutants.registry import Patch, mutant
@@ -110,3 +114,37 @@ def stores_that_are_asked_are_not_named() -> list[Patch]:
         return structs.replace(right(self, *args, **kwargs), pending=())
 
     return [(Flush, "_flushed", flushed)]
+
+
+@mutant(profile="failing")
+def pages_of_failed_steps_are_freed_before_the_recovery() -> list[Patch]:
+    """The pages of a failed step are free while the runner may still execute it."""
+
+    def fail(self: Steps, plan: StepPlan, error: Exception) -> None:
+        recover, self._runner.recover = self._runner.recover, lambda: None  # type: ignore[method-assign]
+        try:
+            right(self, plan, error)
+        finally:
+            self._runner.recover = recover  # type: ignore[method-assign]
+        recover()
+
+    right = Steps._fail
+    return [(Steps, "_fail", fail)]
+
+
+@mutant(profile="grammars")
+def the_loop_sleeps_through_compilations() -> list[Patch]:
+    """A sleeping loop does not look whether a grammar has been compiled."""
+    return [(GrammarQueue, "needs_polling", property(lambda self: False))]
+
+
+@mutant(profile="tiers")
+def the_loop_sleeps_through_copies() -> list[Patch]:
+    """A sleeping loop does not look whether a copy or a call of the store has ended."""
+    return [(LowerTiers, "needs_polling", property(lambda self: False))]
+
+
+@mutant(profile="training")
+def the_loop_sleeps_through_reading() -> list[Patch]:
+    """A sleeping loop does not look whether new weights have been read."""
+    return [(WeightUpdate, "is_polling", property(lambda self: False))]
