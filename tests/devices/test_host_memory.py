@@ -12,7 +12,7 @@ from headwater.devices.cpu.kv_memory import CpuKVMemory
 from headwater.devices.kv_memory import KVLayout
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, head_dim=4, page_size=2, dtype="bfloat16")
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 
 
 def wait(*copies: ThreadCopy) -> None:

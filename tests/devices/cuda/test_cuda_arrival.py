@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.gpu]  # torch, and Triton's interpre
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 MIB = 1 << 20
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 def until(condition: Callable[[], bool]) -> None:

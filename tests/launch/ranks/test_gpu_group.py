@@ -21,7 +21,7 @@ from headwater.launch.ranks.start import num_pages_of
 from tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.slow  # torch
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 def test_an_engine_ends_also_if_a_rank_has_ended_before_it(tmp_path: Path) -> None:
