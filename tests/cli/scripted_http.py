@@ -27,6 +27,7 @@ class HttpScript:
 
     url: str = ""
     answers: dict[str, tuple[int, Any, float]] = field(default_factory=dict)
+    held: dict[str, threading.Event] = field(default_factory=dict)  # by path: what its answer waits for
     received: list[Received] = field(default_factory=list)
     num_left: int = 0  # clients that were gone when their answer was ready
 
@@ -57,6 +58,8 @@ def scripted_http() -> Iterator[HttpScript]:
             missing = (404, {"error": {"message": "there is no such route"}}, 0.0)
             status, content, delay_s = script.answers.get(self.path, missing)
             time.sleep(delay_s)
+            if self.path in script.held:
+                script.held[self.path].wait(60)
             data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
             try:
                 self.send_response(status)

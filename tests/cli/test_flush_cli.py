@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -139,10 +140,12 @@ def test_wrong_usage_is_exit_code_2_and_asks_nobody(script: HttpScript, options:
 
 def test_while_it_waits_a_terminal_shows_what_blocks_and_the_time_left(script: HttpScript) -> None:
     """In a pseudo-terminal, as a person sees it."""
-    script.answer("/flush_cache", "Cache flushed.", delay_s=1.5)
+    script.answer("/flush_cache", "Cache flushed.")
+    script.held["/flush_cache"] = has_waited = threading.Event()
     engines = [{"dp_rank": 0, "success": True, "blockers": {"running": 3}}]
     script.answer("/control/blockers", {"blockers": {"running": 3}, "engines": engines})
-    shown = in_terminal("flush", "--timeout", "10", "--url", script.url, "--admin-key", "k")
+    arguments = ("flush", "--timeout", "10", "--url", script.url, "--admin-key", "k")
+    shown = in_terminal(*arguments, until=("3 running", "s left"), reached=has_waited)
     assert "3 running" in shown
     assert "s left" in shown
     assert shown.rstrip().endswith("Cache flushed.")
@@ -150,7 +153,7 @@ def test_while_it_waits_a_terminal_shows_what_blocks_and_the_time_left(script: H
 
 
 def test_ctrl_c_leaves_the_server_which_cancels_the_flush(script: HttpScript) -> None:
-    script.answer("/flush_cache", "Cache flushed.", delay_s=1.0)
+    script.answer("/flush_cache", "Cache flushed.", delay_s=30.0)  # its client does not wait for it
     command = [sys.executable, "-m", "headwater", "flush", "--timeout", "60", "--url", script.url]
     reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -164,7 +167,8 @@ def test_ctrl_c_leaves_the_server_which_cancels_the_flush(script: HttpScript) ->
     assert "Traceback" not in out + err
 
 
-def in_terminal(*arguments: str) -> str:
+def in_terminal(*arguments: str, until: tuple[str, ...], reached: threading.Event) -> str:
+    """What the command shows. `reached` is set when it has shown all of `until`."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "headwater", *arguments],
@@ -178,6 +182,8 @@ def in_terminal(*arguments: str) -> str:
     try:
         while chunk := os.read(ours, 4096):
             shown += chunk
+            if all(words.encode() in shown for words in until):
+                reached.set()
     except OSError:  # the other end was closed
         pass
     os.close(ours)
