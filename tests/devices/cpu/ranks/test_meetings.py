@@ -131,11 +131,11 @@ def test_a_rank_that_is_ahead_leaves_what_others_still_read(ranks: Ranks) -> Non
 def test_a_rank_that_does_not_come_is_named_and_a_reset_group_computes_again(ranks: Ranks) -> None:
     """A stopped process looks like this. The others must not wait any longer than their limit, nor for each other."""
     programs = [_summed(device, rank, times=1) for rank, device in enumerate(ranks.devices)]
-    ranks.groups[0].limit_s = 0.1
+    ranks.groups[0].limit_s = 2.0  # rank 1 is a thread, which a busy machine may hold up for a while
     step = step_of(3)
     found = ranks.run(lambda rank: None if rank == 2 else programs[rank][0].run(step))
     assert [type(it) for it in found] == [RankFailed, RankFailed, type(None)]
-    assert str(found[0]) == "rank 2 did not answer within 0.1 s" and "rank 2" in str(found[1])
+    assert str(found[0]) == "rank 2 did not answer within 2 s" and "rank 2" in str(found[1])
     for group in ranks.groups:
         assert group.is_aborted
     late = ranks.run(lambda rank: programs[rank][0].run(step))
