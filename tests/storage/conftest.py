@@ -25,7 +25,9 @@ def store(request: pytest.FixtureRequest, tmp_path) -> Iterator[StoreUnderTest]:
         case "memory":
             yield MemoryStore()
         case "file":
-            yield FolderStore(tmp_path / "store")
+            with pytest.MonkeyPatch.context() as patch:  # many who wait for a disk that takes a second to sync
+                patch.setattr("headwater.storage.file.folder.LOCK_TIMEOUT_S", 120.0)
+                yield FolderStore(tmp_path / "store")
         case _:
             server = request.getfixturevalue("shared_redis")
             with server.client() as client:

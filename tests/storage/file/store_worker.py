@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # run as a script: the helpers 
 from storage_keys import Tenant, make_buffers, make_pages
 
 from headwater.storage.backend import ReadStatus, WriteStatus
+from headwater.storage.file import folder as file_folder
 from headwater.storage.file import staging as file_staging
 from headwater.storage.file.backend import FileBackend
 from headwater.storage.file.folder import StoreFolder
@@ -91,6 +92,7 @@ def raise_counters(backend: FileBackend) -> None:
 
 def main() -> None:
     directory, role, num_pages, seed = sys.argv[1:]
+    file_folder.LOCK_TIMEOUT_S = 120.0  # the others have it for as long as a slow disk takes to sync
     backend = FileBackend(directory, capacity_bytes=int(num_pages) * BLOCK_BYTES)
     match role:
         case "mix":
