@@ -40,8 +40,20 @@ class Served:
 
     def api_cpu_s(self) -> float:
         """Seconds of a core that the API process has used, in user and kernel."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s_of(self.pid)
+
+    def receiving_cpu_s(self) -> float:
+        """The same of the API process and its processes that receive a trainer's tensors."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        children = [child for task in tasks for child in task.read_text().split()]
+        own = [int(child) for child in children if b".receiving." in Path(f"/proc/{child}/cmdline").read_bytes()]
+        return sum(map(cpu_s_of, [self.pid, *own]))
+
+
+def cpu_s_of(pid: int) -> float:
+    """Seconds of a core that a process has used, in user and kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
 
 import httpx
 import torch
-from served import serve
+from served import Served, serve
 from shapes import make_model
 
 from bare_transport import device_to_device_gb_per_s
@@ -96,13 +96,13 @@ async def sleep_and_wake(num_rounds: int, limit_s: float) -> dict[str, Any]:
     }
 
 
-def run_part(part: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run_part(part: str, options: argparse.Namespace, folder: Path, server: Served) -> dict[str, Any]:
     if part.startswith("sleep"):
         num_rounds = options.sleeps if part == "sleep" else 3
         return asyncio.run(sleep_and_wake(num_rounds, options.sleep_limit_s))
     device = f"cuda:{torch.cuda.device_count() - 1}" if part in ("nccl", "vllm") else "cuda:0"
     sets = [make_weights(folder, seed=seed, device=device) for seed in (1, 2)]
-    found = asyncio.run(measure(part, sets, options))
+    found = asyncio.run(measure(part, sets, options, server))
     return found | {"device_to_device_gb_per_s": round(device_to_device_gb_per_s(1 << 30), 1)}
 
 
@@ -129,7 +129,7 @@ def main() -> int:
             for part in options.parts.split(","):
                 began_s = time.perf_counter()
                 try:
-                    found = run_part(part, options, folder)
+                    found = run_part(part, options, folder, served)
                 except Exception:  # noqa: BLE001  the other parts are worth their time
                     found = {"error": traceback.format_exc()[-3000:]}
                 found = {

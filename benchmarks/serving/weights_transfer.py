@@ -18,6 +18,9 @@ In the same rounds, beside the same streams, the same bytes are measured without
 * `of_bare`: the share of the bare transport, between two processes that do nothing else with the bytes. `gloo` is the
   broadcast of the same tensors, `socket` a connection of this host. Ways through shared memory have `copy` for it.
 
+`trainer_cpu_s_per_gb` and `server_cpu_s_per_gb` are seconds of a core that the trainer, and the server's processes that
+receive, used for a GB. They are the same on a machine that is busy with something else.
+
 `gloo` broadcasts each tensor from where it lies. `gloo-flat` lays a bucket out as one tensor first
 (`load_format: flattened_bucket`), into memory that the trainer keeps.
 """
@@ -53,7 +56,7 @@ from torch.distributed import distributed_c10d as c10d
 sys.path.append(str(Path(__file__).resolve().parents[1] / "gpu"))
 sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parents[2] / "integrations" / "training" / "stand_ins"))
-from served import PORT, serve
+from served import PORT, Served, serve
 from shapes import SHAPES, make_model
 
 from bare_transport import (
@@ -184,9 +187,8 @@ async def send_flattened(http: httpx.AsyncClient, bucket: Tensors) -> None:
 class Group:
     """The trainer's side of a process group, as SGLang's trainers make it."""
 
-    name = "trainer"
-
     def __init__(self, way: str) -> None:
+        self.name = way  # PyTorch makes a group of a name once in a process
         self.backend = way.removesuffix("-flat")
         self._is_flat = way.endswith("-flat") or way == "nccl"
         self._flat: torch.Tensor | None = None
@@ -198,7 +200,7 @@ class Group:
             port = probe.getsockname()[1]
         body = {
             "master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2,
-            "group_name": "trainer", "backend": self.backend,
+            "group_name": self.name, "backend": self.backend,
         }  # fmt: skip
         await asyncio.gather(post(http, "/init_weights_update_group", json=body), asyncio.to_thread(self._make, port))
 
@@ -207,7 +209,7 @@ class Group:
             "names": list(bucket),
             "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.values()],
             "shapes": [list(tensor.shape) for tensor in bucket.values()],
-            "group_name": "trainer", "load_format": "flattened_bucket" if self._is_flat else None,
+            "group_name": self.name, "load_format": "flattened_bucket" if self._is_flat else None,
         }  # fmt: skip
         pieces = list(bucket.values())
         pieces = [await asyncio.to_thread(self._laid_out, pieces)] if self._is_flat else pieces
@@ -224,9 +226,9 @@ class Group:
     def _make(self, port: int) -> None:
         timeout = timedelta(seconds=120)
         store, rank, size = next(c10d.rendezvous(f"tcp://127.0.0.1:{port}", 0, 2, timeout=timeout))
-        prefixed = c10d.PrefixStore("trainer", store)
+        prefixed = c10d.PrefixStore(self.name, store)
         self._group, _ = c10d._new_process_group_helper(
-            size, rank, [], c10d.Backend(self.backend), prefixed, group_name="trainer", timeout=timeout
+            size, rank, [], c10d.Backend(self.backend), prefixed, group_name=self.name, timeout=timeout
         )
         c10d._world.pg_group_ranks[self._group] = {0: 0, 1: 1}
 
@@ -245,8 +247,6 @@ class Group:
 
 class VllmGroup(Group):
     """The trainer's side of vLLM's calls, as trl makes them: the stand-in for the package speaks NCCL on GPUs."""
-
-    name = "vllm"
 
     async def join(self, http: httpx.AsyncClient) -> None:
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
@@ -300,6 +300,9 @@ BARE = {
     "shared": "copy", "pickle": "copy", "pickle-flat": "copy", "body": "socket", "gloo": "gloo", "gloo-flat": "gloo",
 }  # fmt: skip
 WAYS = (*BARE, *_GPU_WAYS)
+
+
+CPU_S = ("trainer_cpu_s_per_gb", "server_cpu_s_per_gb")
 
 
 class Compared:
@@ -365,13 +368,15 @@ def distance(one: Sequence[float], other: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-async def one_update(http: httpx.AsyncClient, send: Send, tensors: Tensors, label: str) -> dict:
+async def one_update(http: httpx.AsyncClient, send: Send, tensors: Tensors, label: str, server: Served) -> dict:
     """One bracket. `transfer_s` ends with the last bucket, `end_s` is the end of the bracket."""
+    trainer_s, server_s = time.process_time(), server.receiving_cpu_s()
     began_s = time.perf_counter()
     await post(http, "/begin_weight_update", json={})
     for bucket in buckets_of(tensors):
         await send(http, bucket)
     sent_s = time.perf_counter()
+    trainer_s, server_s = time.process_time() - trainer_s, server.receiving_cpu_s() - server_s
     ended = await post(http, "/end_weight_update", json={"weight_version": label})
     done_s = time.perf_counter()
     await asyncio.sleep(1.0)
@@ -379,6 +384,8 @@ async def one_update(http: httpx.AsyncClient, send: Send, tensors: Tensors, labe
     return {
         "gb": num_bytes / 1e9,
         "transfer_s": sent_s - began_s,
+        "trainer_cpu_s_per_gb": trainer_s / num_bytes * 1e9,
+        "server_cpu_s_per_gb": server_s / num_bytes * 1e9,
         "gb_per_s": num_bytes / (sent_s - began_s) / 1e9,
         "end_s": done_s - sent_s,
         "paused_s": ended["paused_s"],
@@ -387,12 +394,14 @@ async def one_update(http: httpx.AsyncClient, send: Send, tensors: Tensors, labe
     }
 
 
-async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace) -> dict:
+async def measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace, server: Served) -> dict:
     with ExitStack() as undo:
-        return await _measure(way, sets, options, Compared(way, undo))
+        return await _measure(way, sets, options, Compared(way, undo), server)
 
 
-async def _measure(way: str, sets: Sequence[Tensors], options: argparse.Namespace, compared: Compared) -> dict:
+async def _measure(
+    way: str, sets: Sequence[Tensors], options: argparse.Namespace, compared: Compared, server: Served
+) -> dict:
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, trust_env=False, limits=LIMITS) as http:
         group = VllmGroup(way) if way == "vllm" else Group(way) if way in ("gloo", "gloo-flat", "nccl") else None
         if group is not None:
@@ -409,7 +418,7 @@ async def _measure(way: str, sets: Sequence[Tensors], options: argparse.Namespac
         for number in range(options.rounds):
             which = number % 2
             await asyncio.to_thread(compared.measure, sets[which])
-            rounds.append(await one_update(http, send, sets[which], f"set-{which}"))
+            rounds.append(await one_update(http, send, sets[which], f"set-{which}", server))
             scores += [(which, await scores_of(http)) for _ in range(2)]
             print(json.dumps({"way": way, "round": number} | rounds[-1]), flush=True)
         await asyncio.to_thread(streams.end)
@@ -423,6 +432,7 @@ async def _measure(way: str, sets: Sequence[Tensors], options: argparse.Namespac
         "way": way,
         "gb_per_s": round(rate, 2),
         **compared.of(rate),
+        **{name: round(statistics.median(each[name] for each in rounds[1:] or rounds), 2) for name in CPU_S},
         "paused_s": round(max(each["paused_s"] for each in rounds), 3),
         "longest_gap_s": round(max(streams.longest_gap_s(r["began_s"], r["done_s"] + 0.9) for r in rounds), 3),
         "gap_at_swap_s": round(max(streams.longest_gap_s(r["done_s"] - 1.5, r["done_s"] + 0.9) for r in rounds), 3),
@@ -435,6 +445,13 @@ async def _measure(way: str, sets: Sequence[Tensors], options: argparse.Namespac
         "largest_distance": round(max(distances), 4),  # of log-probabilities from the first of the same weights
         "sets_are_apart_by": round(apart, 2),
     }
+
+
+def device_of(way: str) -> str:
+    """Where the trainer has its weights: NCCL has one rank of a group on a card."""
+    if way in ("nccl", "vllm"):
+        return f"cuda:{torch.cuda.device_count() - 1}"
+    return "cuda:0" if way in _GPU_WAYS else "cpu"
 
 
 def main() -> int:
@@ -457,13 +474,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         folder = make_model(options.shape, Path(root))
         serving = ["--admin-api-key", KEY, "--allow-pickled-tensors", *options.server_options.split()]
-        with serve(folder, device=options.device, options=serving):
+        context_length = min(8192, SHAPES[options.shape]["max_position_embeddings"])
+        with serve(folder, device=options.device, context_length=context_length, options=serving) as server:
+            made: dict[str, list[Tensors]] = {}
             for way in ways:
-                device = {"ipc": "cuda:0", "nccl": f"cuda:{torch.cuda.device_count() - 1}"}.get(way, "cpu")
-                sets = [make_weights(folder, seed=seed, device=device) for seed in (1, 2)]
-                results.append({"shape": options.shape} | asyncio.run(measure(way, sets, options)))
+                device = device_of(way)
+                if device not in made:
+                    made = {device: [make_weights(folder, seed=seed, device=device) for seed in (1, 2)]}
+                results.append({"shape": options.shape} | asyncio.run(measure(way, made[device], options, server)))
                 print(json.dumps(results[-1]), flush=True)
-                del sets
     if options.out is not None:
         given = {name: str(value) for name, value in vars(options).items()}
         options.out.write_text(json.dumps({"options": given, "results": results}))

@@ -142,3 +142,30 @@ def test_a_torn_bucket_over_old_pages_is_refused(area: StagingArea) -> None:
     with pytest.raises(BucketError, match="whole safetensors"):
         bucket.finish()
     assert area.num_bytes == len(SAME)
+
+
+@pytest.mark.parametrize("is_spare", [False, True])
+def test_bytes_of_a_pipe_are_appended(area: StagingArea, is_spare: bool) -> None:
+    if is_spare:
+        replaced(area)
+    bucket = area.folder().bucket()
+    bucket.reserve(len(SAME))
+    bucket.write(SAME[:10])
+    source, target = os.pipe()
+    for at in range(10, len(SAME), 60_000):
+        piece = SAME[at : at + 60_000]
+        os.write(target, piece)
+        bucket.splice_from(source, len(piece))
+    os.close(source)
+    os.close(target)
+    path = bucket.path
+    bucket.finish()
+    (staged_file,) = path.parent.iterdir()
+    assert staged_file.read_bytes() == SAME
+
+
+def test_bytes_of_a_pipe_are_bounded_like_others(area: StagingArea) -> None:
+    bucket = area.folder().bucket()
+    with pytest.raises(StagingFull, match="--max-staged-weights-bytes"):
+        bucket.splice_from(-1, 21 * MIB)
+    bucket.discard()

@@ -192,6 +192,19 @@ class BucketFile:
         self._num_bytes += len(view)
         self._count(self._num_bytes)
 
+    def splice_from(self, pipe: int, num_bytes: int) -> None:
+        """Append bytes that a pipe holds, in the kernel. StagingFull if they do not fit."""
+        self._area.check_room(max(0, self._num_bytes + num_bytes - self._counted))
+        left = num_bytes
+        while left:
+            try:
+                count = os.splice(pipe, self._fd, left, offset_dst=self._num_bytes)
+            except OSError as error:
+                raise StagingFull(f"the bucket cannot be written: {error.strerror}") from None
+            left -= count
+            self._num_bytes += count
+        self._count(self._num_bytes)
+
     def take(self, path: Path) -> None:
         """Make a regular file the bucket, by its name alone. BucketError if that is not possible."""
         try:

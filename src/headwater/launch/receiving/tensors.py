@@ -4,9 +4,10 @@ import contextlib
 import math
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from headwater.messages.receiving import VLLM, CopyFromGpu, JoinGroup, ReceiveBu
 
 # MADV_POPULATE_READ: maps 16 pages of the file at a time. Written to unmapped, each page takes a fault of its own.
 _POPULATE_READ = 22
-Broadcast = Callable[[Sequence[torch.Tensor]], None]
+Broadcast = Callable[[Iterable[torch.Tensor]], None]
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
@@ -91,8 +92,8 @@ def join_group(call: JoinGroup, writer: FileWriter) -> Group:
     return Group(partial(_broadcast, group), device, writer)
 
 
-def _broadcast(group: dist.ProcessGroup, tensors: Sequence[torch.Tensor]) -> None:
-    """All are posted together: the next tensor is received while this process learns that one has come."""
+def _broadcast(group: dist.ProcessGroup, tensors: Iterable[torch.Tensor]) -> None:
+    """Each is posted at once: it is received while the next one is made ready."""
     works = [dist.broadcast(tensor, group_src=0, group=group, async_op=True) for tensor in tensors]
     for work in works:
         if work is not None:
@@ -159,8 +160,6 @@ def _mapped_file(path: str, num_bytes: int) -> mmap.mmap:
         memory = mmap.mmap(descriptor, num_bytes)
     finally:
         os.close(descriptor)
-    with contextlib.suppress(OSError):  # kernels before 5.14
-        memory.madvise(_POPULATE_READ)
     return memory
 
 
@@ -181,22 +180,34 @@ class _Bucket:
             self._memory = mmap.mmap(-1, total)
         self._memory[: len(header)] = header
 
-    def pieces(self, sizes: Sequence[int]) -> list[torch.Tensor]:
+    def pieces(self, sizes: Sequence[int]) -> Iterator[torch.Tensor]:
         """All tensors as bytes, in pieces of these sizes."""
-        whole = torch.frombuffer(self._memory, dtype=torch.uint8, offset=self._start, count=self._num_bytes)
-        return list(whole.split(list(sizes)))
-
-    def tensors(self) -> list[torch.Tensor]:
-        """The tensors in their places in the file, as bytes where a place does not fit the numbers' size."""
-        found, at = [], self._start
-        for dtype, shape in zip(self._dtypes, self._shapes, strict=True):
-            num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
-            if num_bytes == 0:
-                found.append(torch.empty(shape, dtype=_DTYPES[dtype]))
-            elif at % ITEM_BYTES[dtype]:
-                raise ValueError("tensors of larger numbers must come before those of smaller ones in a bucket")
-            else:
-                flat = torch.frombuffer(self._memory, dtype=torch.uint8, offset=at, count=num_bytes)
-                found.append(flat.view(_DTYPES[dtype]).reshape(shape))
+        at = self._start
+        for num_bytes in sizes:
+            self._map_pages(at, num_bytes)
+            yield self._bytes(at, num_bytes)
             at += num_bytes
-        return found
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """The tensors in their places in the file. ValueError before the first one if a place does not fit a number.
+
+        The pages of one are mapped while the one before it is received.
+        """
+        sizes = _sizes(self._dtypes, self._shapes)
+        places = list(accumulate(sizes, initial=self._start))
+        kinds = list(zip(self._dtypes, self._shapes, places, sizes, strict=False))
+        if any(num_bytes and at % ITEM_BYTES[dtype] for dtype, _, at, num_bytes in kinds):
+            raise ValueError("tensors of larger numbers must come before those of smaller ones in a bucket")
+        for dtype, shape, at, num_bytes in kinds:
+            self._map_pages(at, num_bytes)
+            yield self._bytes(at, num_bytes).view(_DTYPES[dtype]).reshape(shape)
+
+    def _bytes(self, at: int, num_bytes: int) -> torch.Tensor:
+        if not num_bytes:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(self._memory, dtype=torch.uint8, offset=at, count=num_bytes)
+
+    def _map_pages(self, at: int, num_bytes: int) -> None:
+        first = at // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError):  # kernels before 5.14
+            self._memory.madvise(_POPULATE_READ, first, at + num_bytes - first)

@@ -5,7 +5,7 @@ a ctypes structure under a fixed key, and every rank adds up one number before t
 """
 
 import pickletools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
@@ -24,7 +24,7 @@ class VllmCommunicator:
     def __init__(self, communicator: NcclCommunicator) -> None:
         self._communicator = communicator
 
-    def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Enqueue the broadcasts into these tensors, in this order."""
         for tensor in tensors:
             self._communicator.broadcast(tensor)

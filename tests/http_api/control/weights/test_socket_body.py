@@ -13,8 +13,8 @@ from api_under_test import PLAIN, served
 from loop_engines import LoopEngine, loop_engines
 
 from headwater.devices.safetensors_header import LENGTH_BYTES, build_header
-from headwater.http_api import connection, socket_body
-from headwater.http_api.socket_body import SocketBody, plain_length
+from headwater.http_api import connection
+from headwater.http_api.socket_body import Sink, SocketBody, plain_length
 from headwater.transports.staging import StagingArea
 
 ROUTE = "/update_weights_from_tensor"
@@ -38,9 +38,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     read_into = SocketBody.read_into
 
-    async def noted(self: SocketBody, take: socket_body.Take) -> None:
+    async def noted(self: SocketBody, sink: Sink) -> None:
         seen.append(self.num_bytes)
-        await read_into(self, take)
+        await read_into(self, sink)
 
     monkeypatch.setattr(SocketBody, "read_into", noted)
     return seen

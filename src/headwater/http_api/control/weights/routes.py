@@ -155,7 +155,7 @@ async def stream_body(request: Request, bucket: BucketFile) -> None:
     body: SocketBody | None = request.scope.get("extensions", {}).get(EXTENSION)
     try:
         if body is not None:
-            await body.read_into(bucket.write)
+            await body.read_into(bucket)
             return
         async for chunk in request.stream():
             if chunk:
