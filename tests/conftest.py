@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,28 @@ SOURCES = Path(__file__).parent.parent / "src" / "headwater"
 # what a run leaves out with -m "not (gpu or load)", and the marks of all tests of a file
 LEAVING_OUT = re.compile(r"not (\w+|\(\w+( or \w+)*\))")
 MARKS_OF_FILE = re.compile(r"^pytestmark = (\[.*?\]$|[^\[].*?$)", re.MULTILINE | re.DOTALL)
+# a file says pytest.mark.xdist_group("default server")
+GROUP = re.compile(r"""^pytestmark = .*xdist_group\("(.+?)"\)""", re.MULTILINE)
+BRINGS_TORCH = re.compile(
+    r"^((from|import) (torch|transformers|tiny_models|tiny_gguf|attention_setting|safetensors\.torch)\b"
+    r"""|.*importorskip\("torch"\))""",
+    re.MULTILINE,
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    files_in_turn.register(config, hasten_triton)
+    leaves_out = bool(LEAVING_OUT.fullmatch(config.option.markexpr))
+    files_in_turn.register(config, imported=hasten_triton, group_of=partial(group_of, without_gpu=leaves_out))
+
+
+def group_of(path: Path, *, without_gpu: bool) -> str | None:
+    """Files that run in one process: those that bring PyTorch, 7 s of CPU with transformers, and those with a group.
+
+    Where a GPU's tests run as well, PyTorch is in every process.
+    """
+    text = path.read_text()
+    group = GROUP.search(text)
+    return group[1] if group else "torch" if without_gpu and BRINGS_TORCH.search(text) else None
 
 
 @pytest.hookimpl(trylast=True)  # after Hypothesis's, which allows the use of its storage

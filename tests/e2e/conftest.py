@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 from running_server import RunningServer
-from tiered import NUM_PROMPTS, SAMPLING, prompt, write_byte_tokenizer
+from tiered import NUM_PROMPTS, SAMPLING, prompt, write_tiny_llama
 
-from tiny_models import make_tiny_model
+from headwater import Engine
 
 
 @pytest.fixture(scope="session")
@@ -19,16 +19,13 @@ def server() -> Iterator[RunningServer]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a random model that computes in no time; its tokenizer knows bytes."""
     folder = tmp_path_factory.mktemp("tiny")
-    make_tiny_model("llama", folder)
-    write_byte_tokenizer(folder)
+    write_tiny_llama(folder)
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def expected(tiny_model: str) -> list[list[int]]:
     """Output ids of every prompt of tiered.py, by an engine without any cache."""
-    from headwater import Engine  # here: it imports torch
-
     with Engine(tiny_model, dtype="float32", disable_radix_cache=True, log_level="warning") as plain:
         return [
             plain.generate(input_ids=prompt(number), sampling_params=SAMPLING)["output_ids"]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from running_server import RunningServer
 
+pytestmark = pytest.mark.xdist_group("default server")
+
 ROOT = Path(__file__).parents[2]
 INTEGRATIONS = ROOT / "integrations"
 sys.path.insert(0, str(INTEGRATIONS))

@@ -8,7 +8,7 @@ import openai
 import pytest
 from running_server import RunningServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("default server")]
 
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 

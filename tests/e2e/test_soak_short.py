@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running_server import RunningServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("default server")]
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -2,7 +2,8 @@
 
 xdist has every process collect every test, of which it runs a part: 20 s of CPU in each process. With `--dist loadfile`
 it hands out whole files. So a process collects one item for each file here, and replaces this item by the tests of the
-file when they are to run. Filters (`-m`, `-k`, `--deselect`) see the tests alone, as they do in one process.
+file when they are to run. Filters (`-m`, `-k`, `--deselect`) see the tests alone, as they do in one process. Files of
+one group are handed to one process, as with xdist's own groups.
 """
 
 import gc
@@ -26,10 +27,14 @@ class WholeFile(pytest.Item):
 
 
 class LaterFile(pytest.File):
-    """A test file that is not imported yet."""
+    """A test file that is not imported yet; all files of a group run in one process."""
+
+    group: str | None = None
 
     def collect(self) -> list[pytest.Item]:
-        whole = WholeFile.from_parent(self, name=NAME)
+        # xdist keeps together what has the same name before the first ::
+        nodeid = f"{self.group}::{self.nodeid}::{NAME}" if self.group else None
+        whole = WholeFile.from_parent(self, name=NAME, nodeid=nodeid)
         whole.add_marker(pytest.mark.timeout(0))  # each test has its own
         return [whole]
 
@@ -83,11 +88,13 @@ class Controller:
 class Worker:
     """Collects files as items, and runs the tests of a file in its item's place; calls `imported` after each file."""
 
-    def __init__(self, imported: Callable[[], None]) -> None:
-        self._imported = imported
+    def __init__(self, imported: Callable[[], None], group_of: Callable[[Path], str | None]) -> None:
+        self._imported, self._group_of = imported, group_of
 
     def pytest_pycollect_makemodule(self, module_path: Path, parent: pytest.Collector) -> LaterFile:
-        return LaterFile.from_parent(parent, path=module_path)
+        later = LaterFile.from_parent(parent, path=module_path)
+        later.group = self._group_of(module_path)
+        return later
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
@@ -130,10 +137,15 @@ def tests_of(item: WholeFile) -> list[pytest.Item]:
     return tests
 
 
-def register(config: pytest.Config, imported: Callable[[], None]) -> None:
-    """Call it when pytest is configured, in the controller and in its processes. Without xdist it does nothing."""
+def register(
+    config: pytest.Config, *, imported: Callable[[], None], group_of: Callable[[Path], str | None]
+) -> None:
+    """Call it when pytest is configured, in the controller and in its processes. Without xdist it does nothing.
+
+    `group_of`: files of one group run in one process, one after the other, so that this one alone has what is dear.
+    """
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
         config.pluginmanager.register(Controller())
     elif workerinput.get(WANTED):
-        config.pluginmanager.register(Worker(imported))
+        config.pluginmanager.register(Worker(imported, group_of))

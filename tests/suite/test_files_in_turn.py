@@ -17,7 +17,9 @@ CONFTEST = """
 import os, pytest
 from suite import files_in_turn
 def pytest_configure(config):
-    files_in_turn.register(config, lambda: None)
+    files_in_turn.register(config, imported=list, group_of=group_of)
+def group_of(path):
+    return "of three" if path.stem in ("test_a", "test_f", "test_g") else None
 @pytest.fixture(scope="session", autouse=True)
 def session_end():
     yield
@@ -67,7 +69,8 @@ FILES = {
     "two/test_c.py": PLAIN,
     "two/test_d.py": "import there_is_no_such_module\n",
     "test_e.py": "import pytest\npytest.skip('no such thing', allow_module_level=True)\n",
-    "test_f.py": "def test_the_last():\n    pass\n",
+    "test_f.py": "from conftest import print_to\ndef test_one_of_three(): print_to('one of three')\n",
+    "test_g.py": "from conftest import print_to\ndef test_the_last(): print_to('last of three')\n",
 }
 
 
@@ -93,19 +96,22 @@ def test_files_in_turn_have_every_outcome_and_are_imported_once(tmp_path: Path) 
             *(("PASSED", f"{file}::test_numbers[{n}]") for file in ("one/test_a.py", "two/test_c.py") for n in (1, 2)),
             *(("FAILED", f"{file}::test_numbers[3]") for file in ("one/test_a.py", "two/test_c.py")),
             *(("PASSED", f"{file}::TestClass::test_in_a_class") for file in ("one/test_a.py", "two/test_c.py")),
-            ("PASSED", "test_f.py::test_the_last"),
+            ("PASSED", "test_f.py::test_one_of_three"),
+            ("PASSED", "test_g.py::test_the_last"),
             ("ERROR", "two/test_d.py"),
         ]
     )
-    assert re.search(r"2 failed, 7 passed, 3 skipped, 1 error in", done.stdout), done.stdout
+    assert re.search(r"2 failed, 8 passed, 3 skipped, 1 error in", done.stdout), done.stdout
     by_process = defaultdict(list)
     for line in lines.read_text().splitlines():
         by_process[line.partition(" ")[0]].append(line.partition(" ")[2])
     ends = ["end of a module", "end of a folder"]  # before the process imports the next file, or ends
     expected = [["import one.test_a", *ends], ["import two.test_c", *ends]]
-    happened = [[line for line in found if "session" not in line] for found in by_process.values()]
+    happened = [[line for line in found if "import" in line or line in ends] for found in by_process.values()]
     assert sorted(line for lines in happened for line in lines) == sorted([*expected[0], *expected[1]])
     assert all(lines in ([], *expected, expected[0] + expected[1]) for lines in happened), happened
+    group = [[line for line in found if "three" in line or "import one" in line] for found in by_process.values()]
+    assert sorted(group, key=len)[1:] == [["import one.test_a", "one of three", "last of three"]], "in one process"
     assert all(found.count("end of a session") == 1 and "session" in found[-1] for found in by_process.values())
 
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 from running_server import RunningServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("default server")]
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from tiered import SAMPLING, prompt, write_byte_tokenizer
+from tiered import SAMPLING, prompt, write_tiny_llama
 
-from tiny_models import make_tiny_model
+from headwater import Engine
 
 # eight ranks: two of them hold the same KV head
 WIDE = {"num_attention_heads": 8, "num_key_value_heads": 4}
@@ -14,8 +14,7 @@ SHAPE = WIDE if int(os.environ.get("HEADWATER_TEST_RANKS", "2")) > 4 else {}
 
 def _make(tmp_path_factory: pytest.TempPathFactory, name: str, *, seed: int = 0, **changes: int) -> str:
     folder = tmp_path_factory.mktemp(name)
-    make_tiny_model("llama", folder, seed=seed, **changes)
-    write_byte_tokenizer(folder)
+    write_tiny_llama(folder, seed=seed, **changes)
     return str(folder)
 
 
@@ -39,7 +38,5 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def other_expected(other_model: str) -> list[list[int]]:
-    from headwater import Engine  # here: it imports torch
-
     with Engine(other_model, dtype="float32", disable_radix_cache=True, log_level="warning") as plain:
         return [plain.generate(input_ids=prompt(n), sampling_params=SAMPLING)["output_ids"] for n in range(4)]
