@@ -11,6 +11,7 @@ from file_store_helpers import PAGE_BYTES, open_store, pages_on_disk, read
 from storage_keys import Tenant, make_pages
 from stores_under_test import FolderStore
 
+from headwater.bench.machine import open_files
 from headwater.storage.backend import ReadStatus, WriteStatus
 from headwater.storage.errors import StorageFull, StorageTimeout, StorageUnavailable
 from headwater.storage.file import staging as file_staging
@@ -207,8 +208,7 @@ def test_a_lock_held_for_ever_is_a_timeout(directory, root, monkeypatch):
 
 def test_files_are_closed_again(directory):
     def num_open() -> int:  # of the store's: other tests of this process may be closing theirs
-        links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
-        return sum(os.readlink(link).startswith(str(directory)) for link in links if os.path.lexists(link))
+        return sum(name.startswith(str(directory)) for name in open_files(os.getpid()))
 
     for turn in range(5):
         backend = open_store(directory)
