@@ -56,7 +56,7 @@ def test_a_closed_loop_keeps_its_number_of_requests_running() -> None:
 def test_an_open_loop_sends_at_its_times_whatever_the_server_does() -> None:
     """A slow server must not slow the load down."""
     trace = [PlannedRequest(arrival_s=0.05 * index, num_output_tokens=2, new_tokens=2) for index in range(6)]
-    with scripted_streams(first_s=1.5) as script:
+    with scripted_streams(first_s=3.0) as script:
         done = sorted(played(script, trace, Pace(is_open=True)), key=lambda each: each.due_s)
         assert script.most_at_once == 6
     gaps = [after.due_s - before.due_s for before, after in itertools.pairwise(done)]
