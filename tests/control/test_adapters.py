@@ -5,7 +5,9 @@ from headwater.messages.adapters import AdapterLoaded, AdapterUnloaded, LoadAdap
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import CacheTree, GetCacheTree, PinPrefix, Pins
 from headwater.messages.control import Failed, FlushCache, FlushResult, PauseGeneration
+from headwater.messages.generation import Grammar
 from headwater.simulation.fakes.canary import expected_tokens, with_adapter
+from headwater.simulation.fakes.grammar import FakeGrammar
 
 PROMPT = list(range(20))
 
@@ -85,7 +87,7 @@ def test_a_request_that_waits_takes_the_new_content():
     driver.turn(2)
     load(driver, "one", "a2", load_inplace=True)
     driver.parts.orders.is_paused = False
-    driver._checks.control._is_paused = False
+    driver._checks.control.is_paused = False
     driver.finish(waiting)
     assert waiting.tokens == text_of("a2")
 
@@ -107,6 +109,25 @@ def test_an_unloaded_adapter_is_gone_for_new_requests_only():
     assert running.tokens == text_of("a1", 30)
     assert [each.finish.status for each in (waiting, late)] == [404, 404]
     assert driver.runner.adapters.by_slot == {}
+
+
+def test_an_unload_ends_what_waits_for_its_grammar_or_its_pages():
+    """These are in no queue yet, and would begin with an adapter that nobody has loaded."""
+    driver = Driver(num_pages=24, num_host_pages=40, max_copy_polls=20, max_running=1)
+    load(driver, "one", "a1")
+    driver.finish(driver.generate("first", PROMPT, 1, lora_name="one"))
+    driver.settle()
+    driver.finish(driver.generate("other", list(range(100, 180)), 1))  # what has been copied to the host is evicted
+    driver.copier.max_polls = driver.engine.grammar_jobs.max_polls = 20
+    restoring = driver.generate("restoring", PROMPT, 6, lora_name="one")
+    compiling = driver.generate("compiling", PROMPT, 6, lora_name="one", grammar=Grammar(FakeGrammar(1, 3).text))
+    driver.turn()
+    scheduler = driver.parts.scheduler
+    assert (len(scheduler.loading), len(scheduler.grammars), len(scheduler.waiting)) == (1, 1, 0)
+    driver.send(UnloadAdapter(call_id="unload", name="one"))
+    driver.turn(2)
+    assert driver.replies["unload"].num_ended == 2
+    assert [each.finish and each.finish.status for each in (restoring, compiling)] == [404, 404]
 
 
 def test_the_same_content_again_changes_nothing():

@@ -74,3 +74,14 @@ async def test_a_flush_reaches_the_stored_pages_of_a_replica_that_left() -> None
         answers = await fleet.flush(timeout_s=5.0, tiers=("device", "host", "storage"))
         assert [each.status for each in answers.values()] == [200]
         assert (await answered(fleet, b)).cached_storage == 0
+
+
+async def test_a_beat_that_comes_late_does_not_end_the_draining_of_a_replica() -> None:
+    """It would get requests again, and end with them."""
+    replica = SimulatedReplica("a")
+    async with SimulatedFleet(replica, SimulatedReplica("b")) as fleet:
+        number, early = fleet.number(replica), replica.beat
+        fleet.client.take_beat(msgspec.structs.replace(early, is_draining=True))
+        fleet.client.take_beat(early)
+        assert number not in [each.number for each in fleet.client.candidates()]
+        assert not fleet.client.stays(number)

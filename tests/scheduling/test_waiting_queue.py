@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scheduler_steps import request
 
+from headwater.scheduling.adapters import AdapterContent
 from headwater.scheduling.waiting_queue import WaitingQueue
 
 
@@ -103,3 +104,26 @@ def test_lpm_looks_again_when_the_cache_or_a_request_has_changed():
     assert in_order(queue, cache) == ["other", "known"]
     known.tokens.append(1)
     assert in_order(queue, cache) == ["known", "other"]
+
+
+def test_lpm_looks_again_when_what_a_request_may_match_has_changed():
+    """Its adapter or the weights are others: what the cache knew of the prompt was of another namespace."""
+
+    class ByNamespace(KnownPrefixes):
+        def peek(self, namespace, tokens: np.ndarray) -> int:
+            return 8 if (namespace.adapter, namespace.weights_id) == ("a1", "w1") else 0
+
+    early, late = request("early"), request("late")
+    queue, cache = WaitingQueue("lpm"), ByNamespace()
+    queue.add(early)
+    queue.add(late)
+
+    def order(weights_id: str) -> list[str]:
+        return [r.rid for r in queue.in_service_order(cache, weights_id)]
+
+    assert order("w1") == ["early", "late"]
+    late.use_adapter(AdapterContent("a1", slot=1, rank=8, num_bytes=1))
+    assert order("w1") == ["late", "early"]
+    assert order("w0") == ["early", "late"]
+    early.use_adapter(AdapterContent("a1", slot=1, rank=8, num_bytes=1))
+    assert order("w1") == ["early", "late"]

@@ -51,7 +51,7 @@ class ControlPromises:
         self._oracle = oracle
         self._calls = calls
         self._retirements = retirements
-        self._is_paused = False
+        self.is_paused = False
         self._generation = 0
         self._running_before: set[RequestKey] = set()
         self._was_released = False
@@ -92,9 +92,9 @@ class ControlPromises:
                 case Abort():
                     self._abort(message)
                 case PauseGeneration():
-                    self._is_paused = True
+                    self.is_paused = True
                 case ContinueGeneration():
-                    self._is_paused = False
+                    self.is_paused = False
                 case SetWeightVersion():
                     self._relabel(message)
                 case FlushCache() if message.mode != "idle" and not message.dry_run:
@@ -153,7 +153,7 @@ class ControlPromises:
                     raise Violation("abort_ends", f"{left} go on after {abort}")
             self._ended_by.clear()
         if has_launched:
-            if self._is_paused:
+            if self.is_paused:
                 raise Violation("pause_holds", "a step was launched while paused")
             if self._was_released and self.released:
                 raise Violation("release_holds", "a step was launched without memory")
@@ -185,7 +185,7 @@ class ControlPromises:
         if admission.may_start:
             return
         calls = [call.message for call in self._calls.pending.values()]
-        is_closed = self._is_paused or bool(self.released)
+        is_closed = self.is_paused or bool(self.released)
         is_read = bool(self._weights.staged) and self._weights.staged[-1].has_ended
         holding = UpdateWeights | ResumeMemory if is_read else ResumeMemory
         holds_all = is_closed or any(isinstance(message, holding) for message in calls)
@@ -202,7 +202,7 @@ class ControlPromises:
         """By default, the engine does not end requests during a pause or while memory is released."""
         ends_all = message.abort_all_requests
         if ends_all is None:
-            ends_all = not (self._is_paused or self.released)
+            ends_all = not (self.is_paused or self.released)
         for model in self._oracle.active.values():
             model.may_end_early |= model.is_delivered and ends_all
 

@@ -19,6 +19,7 @@ from headwater.simulation.checks.pin_promises import PinPromises
 from headwater.simulation.checks.promises import Promises
 from headwater.simulation.checks.retirements import Retirements
 from headwater.simulation.checks.service_promises import ServicePromises
+from headwater.simulation.checks.state_promises import StatePromises
 from headwater.simulation.checks.sums import Sums
 from headwater.simulation.checks.timeouts import TimeoutPromises
 from headwater.simulation.checks.violation import demand
@@ -71,6 +72,7 @@ class EngineChecks:
         self.pins = PinPromises(engine.parts, runner=engine.runner, copier=engine.copier, oracle=self.oracle)
         self.timeouts = TimeoutPromises(self.oracle, limits=engine.shape.limits(), now_s=engine.clock.now)
         self.sums = Sums(engine.parts.scheduler, has_requests=lambda: bool(self.oracle.active))
+        self.state = StatePromises(engine.parts, oracle=self.oracle, is_paused=lambda: self.control.is_paused)
         self._mirror: EventMirror | None = None
         if engine.shape.has_events:
             self._mirror = EventMirror(engine.parts.cache.tree, StorageNames(engine.shape.fingerprint()))
@@ -96,6 +98,7 @@ class EngineChecks:
         self.control.end_turn(has_launched=has_launched)
         self.metrics.check()
         self.sums.check()
+        self.state.check()
         self.adapters.end_turn()
         self.timeouts.check()
         self.pins.check(has_launched=has_launched)

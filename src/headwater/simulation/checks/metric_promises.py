@@ -88,7 +88,11 @@ class MetricPromises:
 def _outcome(call: PendingCall, flush: FlushCache, answer: FlushResult) -> str:
     """The outcome of the answer that the client received, by its name in docs/metrics.md."""
     if not answer.success:
-        return "cancelled" if call.is_cancelled or "before the engine was idle" in answer.message else "expired"
+        if "before the engine was idle" in answer.message:
+            return "cancelled"
+        is_over = not call.is_cancelled or answer.waited_s >= flush.timeout_s  # a cancel that came after the deadline
+        demand(is_over, "metrics_agree", f"{flush} was cancelled after {answer.waited_s} s, and says: {answer.message}")
+        return "expired"
     if answer.status == 200:
         return "flushed"
     return "held" if flush.mode == "drain" and not answer.drained else "store_pending"

@@ -1,16 +1,23 @@
-"""Mutants of sums in metrics, of holds, of what a flush has yet to do, and of a loop that sleeps or frees too early."""
+"""Mutants of sums, reports and events, of holds, of what a flush has yet to do, and of a loop that acts too early."""
 
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import structs
 
 from headwater.cache.lower_tiers import LowerTiers
+from headwater.cache.namespace import Tier
+from headwater.cache.radix_tree import Node
 from headwater.control import flush
 from headwater.control.flush import Flush
 from headwater.control.operation import Hold
 from headwater.control.weights import WeightUpdate
+from headwater.engine.kv_events_recorder import KvEventsRecorder
+from headwater.engine.report import StateReporter
 from headwater.engine.steps import Steps
+from headwater.kv_events import BlockStored, short_hashes
 from headwater.messages.control import FlushResult
+from headwater.messages.state import EngineState
 from headwater.scheduling.counters import Counters
 from headwater.scheduling.grammar_queue import GrammarQueue
 from headwater.scheduling.loading import LoadingRequests
@@ -148,3 +155,60 @@ def the_loop_sleeps_through_copies() -> list[Patch]:
 def the_loop_sleeps_through_reading() -> list[Patch]:
     """A sleeping loop does not look whether new weights have been read."""
     return [(WeightUpdate, "is_polling", property(lambda self: False))]
+
+
+def _reporting(change: Callable[[StateReporter], dict[str, int]]) -> list[Patch]:
+    """Reports of the engine's state say what `change` makes of it."""
+    right = StateReporter.__call__
+
+    def report(self: StateReporter, call_id: str) -> EngineState:
+        return structs.replace(right(self, call_id), **change(self))
+
+    return [(StateReporter, "__call__", report)]
+
+
+@mutant(profile="grammars")
+def requests_with_grammars_are_not_reported() -> list[Patch]:
+    """Requests whose grammars are being compiled are missing from those that wait in the metrics."""
+    return _reporting(lambda self: {"num_waiting": len(self._scheduler.waiting)})
+
+
+@mutant(profile="training")
+def a_pause_reports_the_running_alone() -> list[Patch]:
+    """While paused, the metrics leave out the requests that wait for the pause's end."""
+    return _reporting(lambda self: {"num_paused": len(self._scheduler.running) if self._control.is_paused else 0})
+
+
+@mutant()
+def waiting_requests_are_reported_as_retracted() -> list[Patch]:
+    """The metrics count each waiting request as retracted."""
+    return _reporting(lambda self: {"num_retracted": len(self._scheduler.waiting)})
+
+
+@mutant(profile="rough", seed=4)
+def events_have_the_salt_for_the_key() -> list[Patch]:
+    """An event of stored pages names the salt of its namespace where its extra key belongs."""
+    right = KvEventsRecorder._add_stored
+
+    def add_stored(self: KvEventsRecorder, *args: Any, **kwargs: Any) -> None:
+        right(self, *args, **kwargs)
+        event = self._events[-1]
+        if isinstance(event, BlockStored):
+            self._events[-1] = structs.replace(event, extra_key=event.cache_salt)
+
+    return [(KvEventsRecorder, "_add_stored", add_stored)]
+
+
+@mutant(profile="rough", seed=4)
+def events_name_the_first_page_above() -> list[Patch]:
+    """An event of stored pages names the first page of the node above as the page before them, not its last."""
+    right = KvEventsRecorder.stored
+
+    def stored(self: KvEventsRecorder, node: Node, tier: Tier) -> None:
+        right(self, node, tier)
+        event, above = self._events[-1], node.parent
+        if isinstance(event, BlockStored) and above is not None and not above.is_root:
+            (first,) = short_hashes(self._names.hashes(self._tree, above)[:1])
+            self._events[-1] = structs.replace(event, parent_block_hash=first)
+
+    return [(KvEventsRecorder, "stored", stored)]
