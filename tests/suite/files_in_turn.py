@@ -22,6 +22,8 @@ OVER_FILES = ("lf", "failedfirst", "newfirst", "stepwise", "stepwise_skip")
 class WholeFile(pytest.Item):
     """Stands for the tests of a file until they run."""
 
+    parent: "LaterFile"
+
     def runtest(self) -> None:
         raise AssertionError("the tests of the file run instead")
 
@@ -101,7 +103,8 @@ class Worker:
         files = [item for item in items if isinstance(item, WholeFile)]
         items[:] = [item for item in items if not isinstance(item, WholeFile)]
         yield
-        items.extend(files)
+        # groups first: one that begins late would be the last to end
+        items.extend(sorted(files, key=lambda file: file.parent.group is None))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
@@ -125,7 +128,6 @@ class Worker:
 
 def tests_of(item: WholeFile) -> list[pytest.Item]:
     """Import the file and return its chosen tests; the garbage collector never looks at what is alive then."""
-    assert item.parent is not None
     assert item.parent.parent is not None
     gc.collect()  # little: what earlier files brought is frozen
     gc.disable()

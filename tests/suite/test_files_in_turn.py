@@ -19,14 +19,14 @@ from suite import files_in_turn
 def pytest_configure(config):
     files_in_turn.register(config, imported=list, group_of=group_of)
 def group_of(path):
-    return "of three" if path.stem in ("test_a", "test_f", "test_g") else None
+    return "of three" if path.stem in ("test_c", "test_f", "test_g") else None
 @pytest.fixture(scope="session", autouse=True)
 def session_end():
     yield
     print_to("end of a session")
 def print_to(line):
     with open(os.environ["RECORD"], "a") as lines:
-        print(os.getpid(), line, file=lines)
+        print(os.environ["PYTEST_XDIST_WORKER"], line, file=lines)
 """
 CONFTEST_OF_FOLDER = """
 import pytest
@@ -80,7 +80,7 @@ def test_files_in_turn_have_every_outcome_and_are_imported_once(tmp_path: Path) 
         (tmp_path / name).write_text(text)
     lines = tmp_path / "lines"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "HEADWATER"))}
-    command = ["-n", "2", "--dist", "loadfile", "-m", "not slow", "-rA", str(tmp_path)]
+    command = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not slow", "-rA", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *command],
         cwd=tmp_path,
@@ -110,8 +110,10 @@ def test_files_in_turn_have_every_outcome_and_are_imported_once(tmp_path: Path) 
     happened = [[line for line in found if "import" in line or line in ends] for found in by_process.values()]
     assert sorted(line for lines in happened for line in lines) == sorted([*expected[0], *expected[1]])
     assert all(lines in ([], *expected, expected[0] + expected[1]) for lines in happened), happened
-    group = [[line for line in found if "three" in line or "import one" in line] for found in by_process.values()]
-    assert sorted(group, key=len)[1:] == [["import one.test_a", "one of three", "last of three"]], "in one process"
+    group = ["import two.test_c", "last of three", "one of three"]
+    found_of = {worker: sorted(set(found) & set(group)) for worker, found in by_process.items()}
+    assert found_of == {"gw0": group, "gw1": []}, "in one process"
+    assert by_process["gw0"][0] in group, "before other files"
     assert all(found.count("end of a session") == 1 and "session" in found[-1] for found in by_process.values())
 
 
