@@ -54,6 +54,7 @@ class Run:
         self._is_over = threading.Event()  # also when something has failed
         self.outcome = Outcome()
         self.samples: list[Sample] = []
+        self.num_late_samples = 0  # which the engine did not answer in time: a 504 on a busy machine
         self.jumps: list[dict[str, Any]] = []  # of the engine's memory between two samples, by mapping
         self.sdk_checks: dict[str, dict[str, int]] = {}
 
@@ -118,16 +119,26 @@ class Run:
                 at_s = round(time.monotonic() - self._began_s, 1)
                 self.jumps.append({"at_s": at_s, "grown_mib": grown(before, after)})
             before = after
-            self.samples.append(
-                Sample(
-                    at_s=round(time.monotonic() - self._began_s, 1),
-                    api=process_at(api),
-                    engine=process_at(engine),
-                    pages=await device_pages(self._http),
-                    num_requests=self.outcome.counts.total(),
+            if (pages := await self._pages_in_time()) is not None:
+                self.samples.append(
+                    Sample(
+                        at_s=round(time.monotonic() - self._began_s, 1),
+                        api=process_at(api),
+                        engine=process_at(engine),
+                        pages=pages,
+                        num_requests=self.outcome.counts.total(),
+                    )
                 )
-            )
             await asyncio.sleep(self._options.every)
+
+    async def _pages_in_time(self) -> dict[str, int] | None:
+        try:
+            return await device_pages(self._http)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != 504:
+                raise
+            self.num_late_samples += 1
+            return None
 
     def _run_sdks(self, until_s: float) -> None:
         """The SDKs' own scripts, one after another until the time is over."""
@@ -178,6 +189,7 @@ def verdict(run: Run, pages: dict[str, int], *, warm_up_s: float) -> dict[str, A
         "pages_at_the_end": pages,
         "num_failures": len(run.outcome.failures),
         "faults": faults,
+        "num_late_samples": run.num_late_samples,
         "jumps": run.jumps,
         "samples": [sample.as_dict() for sample in run.samples[:: len(run.samples) // MAX_KEPT_SAMPLES + 1]],
     }

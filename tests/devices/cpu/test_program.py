@@ -1,5 +1,6 @@
 """Recorded CPU programs: arrays share memory only where that changes nothing, in whatever order and sizes."""
 
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,6 +83,23 @@ def test_a_larger_step_keeps_what_stays() -> None:
     program.run(wide, first=1)
     assert (program.view(hidden, wide) == 5).all()
     assert (program.view(logits, wide) == 5).all()
+
+
+def test_a_larger_step_takes_no_other_memory_than_its_arrays() -> None:
+    """Logits copied while the arrays grow are megabytes that the heap may keep; old arrays beside new ones as well."""
+    program = Program(None, num_threads=1)
+    logits = program.keep(program.array(SELECTED, 1 << 16))
+    program.append("fill", None, {"y": logits}, plain=lambda step, *, y: y.fill(step.selected[0]))
+    tracemalloc.start()
+    try:
+        for num_tokens in (16, 32, 48):  # rows of logits
+            before = program.num_bytes
+            tracemalloc.reset_peak()
+            program.run(step_of(num_tokens, tuple(range(num_tokens))))
+            assert program.num_bytes > before
+            assert tracemalloc.get_traced_memory()[1] < program.num_bytes + 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_array_of_another_program_is_refused() -> None:

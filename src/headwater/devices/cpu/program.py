@@ -228,7 +228,7 @@ class Program:
     def run(self, step: StepArrays, *, first: int = 0, end: int | None = None) -> None:
         """Run ops [first, end) of a step, to the last op if `end` is not given."""
         end = len(self._ops) if end is None else end
-        self._reserve(len(step.token_ids), len(step.selected))
+        self._reserve(len(step.token_ids), len(step.selected), first=first)
         if self._library is None:
             for op in self._ops[first:end]:
                 assert op.plain is not None
@@ -266,18 +266,23 @@ class Program:
         """Memory of the arrays by now."""
         return 0 if self._arena is None else self._arena.memory.nbytes
 
-    def _reserve(self, num_tokens: int, num_selected: int) -> None:
-        """Have an arena for so many rows. A larger step than all before moves the arrays."""
+    def _reserve(self, num_tokens: int, num_selected: int, *, first: int) -> None:
+        """Have an arena for so many rows. A larger step than all before moves what ops from `first` on may read.
+
+        All else is freed before, so that a step takes no more memory while the arena grows than afterwards.
+        """
         if self._arena is None:
             self._slots, self._slot_of = _share_slots(self._ops, self._kept)
             self.op_ns = np.zeros(len(self._ops), dtype=np.int64)
         elif num_tokens <= self._arena.num_rows[TOKENS] and num_selected <= self._arena.num_rows[SELECTED]:
             return
         had = (0, 0) if self._arena is None else self._arena.num_rows
-        kept = [] if self._arena is None else [self._copy_of(array) for array in self._kept]
+        written = {array for op in self._ops[:first] for array in op.whole_arrays()}
+        moved = [] if self._arena is None else [self._copy_of(array) for array in self._kept & written]
         self._views.clear()
+        self._arena = None
         self._arena = _allocate(self._slots, (max(num_tokens, had[0]), max(num_selected, had[1])))
-        for array, numbers in kept:
+        for array, numbers in moved:
             self._memory_of(array)[: len(numbers)] = numbers
         self._bind()
 
