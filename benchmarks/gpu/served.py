@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from headwater.bench.apis import APIS, Settings
 from headwater.bench.connection import ConnectionBroke, HttpClient
 from headwater.bench.event_stream import EventTimes
+from headwater.bench.machine import children_of, command_of, cpu_s
 
 
 def _free_port() -> int:
@@ -40,20 +40,12 @@ class Served:
 
     def api_cpu_s(self) -> float:
         """Seconds of a core that the API process has used, in user and kernel."""
-        return cpu_s_of(self.pid)
+        return cpu_s(self.pid)
 
     def receiving_cpu_s(self) -> float:
         """The same of the API process and its processes that receive a trainer's tensors."""
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
-        children = [child for task in tasks for child in task.read_text().split()]
-        own = [int(child) for child in children if b".receiving." in Path(f"/proc/{child}/cmdline").read_bytes()]
-        return sum(map(cpu_s_of, [self.pid, *own]))
-
-
-def cpu_s_of(pid: int) -> float:
-    """Seconds of a core that a process has used, in user and kernel."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        own = [child for child in children_of(self.pid) if "headwater.launch.receiving.process" in command_of(child)]
+        return sum(map(cpu_s, [self.pid, *own]))
 
 
 @contextmanager

@@ -120,6 +120,11 @@ class BareTransport:
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
+    @property
+    def pid(self) -> int:
+        """Of the other process."""
+        return self._other.pid
+
     def gb_per_s(self, buckets: Sequence[Bucket]) -> float:
         """From the first byte to the other's word that the last one has come, bucket by bucket."""
         assert self._other.stdin is not None

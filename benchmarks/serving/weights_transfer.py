@@ -19,7 +19,8 @@ In the same rounds, beside the same streams, the same bytes are measured without
   broadcast of the same tensors, `socket` a connection of this host. Ways through shared memory have `copy` for it.
 
 `trainer_cpu_s_per_gb` and `server_cpu_s_per_gb` are seconds of a core that the trainer, and the server's processes that
-receive, used for a GB. They are the same on a machine that is busy with something else.
+receive, used for a GB; `plain_`, `copy_over_` and `bare_cpu_s_per_gb` the same without a server (of `bare`, both ends).
+They change little on a machine that is busy with something else.
 
 `gloo` broadcasts each tensor from where it lies. `gloo-flat` lays a bucket out as one tensor first
 (`load_format: flattened_bucket`), into memory that the trainer keeps.
@@ -67,7 +68,9 @@ from bare_transport import (
     as_bytes,
     copy_gb_per_s,
     gpu_to_host_gb_per_s,
+    num_bytes_of,
 )
+from headwater.bench.machine import cpu_s
 from headwater.devices.safetensors_header import build_header
 from headwater.models.loader import read_config, resolve_model
 from headwater.transports.receivers import safetensors_dtypes
@@ -311,28 +314,42 @@ class Compared:
     def __init__(self, way: str, undo: ExitStack) -> None:
         self.plain = "gpu_to_host" if way in _GPU_WAYS else "copy"
         self.bare = BARE.get(way)
-        plain: Measure = gpu_to_host_gb_per_s if way in _GPU_WAYS else copy_gb_per_s
-        self._measures: dict[str, Measure] = {"plain": plain}
+        self._other: BareTransport | None = None
+        self._measures: dict[str, Measure] = {"plain": gpu_to_host_gb_per_s if way in _GPU_WAYS else copy_gb_per_s}
         if way not in _GPU_WAYS:
             self._measures["copy_over"] = CopyOver().gb_per_s
         if self.bare in ("gloo", "socket"):
-            self._measures["bare"] = undo.enter_context(BareTransport(self.bare)).gb_per_s
-        self._found: dict[str, list[float]] = {name: [] for name in self._measures}
+            self._other = undo.enter_context(BareTransport(self.bare))
+            self._measures["bare"] = self._other.gb_per_s
+        self._found: dict[str, list[tuple[float, float]]] = {name: [] for name in self._measures}
 
     def measure(self, tensors: Tensors) -> None:
         buckets = [list(bucket.values()) for bucket in buckets_of(tensors)]
         for name, measure in self._measures.items():
-            self._found[name].append(measure(buckets))
+            before_s = self._cpu_s()
+            rate = measure(buckets)
+            self._found[name].append((rate, (self._cpu_s() - before_s) / num_bytes_of(buckets) * 1e9))
 
     def of(self, rate: float) -> dict[str, Any]:
         """The medians, and the shares that `rate` is of them."""
         found: dict[str, Any] = {"plain": self.plain, "bare": self.bare}
-        medians = {name: statistics.median(rates[1:] or rates) for name, rates in self._found.items()}
-        if self.bare == "copy":
-            medians["bare"] = medians["plain"]
-        for name, each in medians.items():
+        medians = {
+            name: map(statistics.median, zip(*(each[1:] or each), strict=True)) for name, each in self._found.items()
+        }
+        for name, (each, used_s) in medians.items():
             found |= {f"{name}_gb_per_s": round(each, 2), f"of_{name}": round(rate / each, 2)}
+            found[f"{name}_cpu_s_per_gb"] = round(used_s, 2)
+        if self.bare == "copy":
+            found |= {
+                key.replace("plain", "bare"): value
+                for key, value in found.items()
+                if "plain_" in key or key == "of_plain"
+            }
         return found
+
+    def _cpu_s(self) -> float:
+        """Of this process and of the other end of the bare transport."""
+        return time.process_time() + (cpu_s(self._other.pid) if self._other is not None else 0.0)
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
