@@ -111,3 +111,17 @@ def test_empty_namespaces_are_forgotten_once_no_lease_needs_them(tree):
     root.num_leases = 0
     tree.drop_root_if_unused(root)
     assert NS not in tree.roots
+
+
+def test_both_halves_of_a_split_node_keep_what_was_known_of_it(tree):
+    """Each half that forgot would be copied again, evicted too early, never stored, or read before it has arrived."""
+    root = tree.root(Namespace("", "", "", "w"))
+    node = add(tree, root, ids(*range(12)), first_page=0)
+    node.last_used, node.written_back_at, node.num_hits, node.generations = 7, 5, 3, (1, 2)
+    node.offload, node.restore, node.hashes = object(), object(), [b"a", b"b", b"c"]
+    node.runs[Tier.DEVICE].arrival = object()
+    upper = tree.split(node, 2)
+    for name in ("last_used", "written_back_at", "num_hits", "generations", "offload", "restore", "namespace"):
+        assert getattr(upper, name) == getattr(node, name), name
+    assert (upper.hashes, node.hashes) == ([b"a", b"b"], [b"c"])
+    assert upper.runs[Tier.DEVICE].arrival is node.runs[Tier.DEVICE].arrival is not None

@@ -224,3 +224,32 @@ def test_an_operation_that_nobody_waits_for_any_more_is_given_up() -> None:
     assert bench.said["f"][-1].success is False
     bench.ask(turns=100)
     assert bench.engine.parts.cache.generation == 0
+
+
+def test_a_decided_change_outlives_its_caller_and_its_deadline() -> None:
+    """Given up half-way, weights that are overwritten in place would be neither the old nor the new ones."""
+    bench = Bench()
+    weights = bench.engine.runner.weights
+    change = UpdateWeights(
+        call_id="c", path="staged", weights_id="w9", in_place=True, timeout_s=4.0, expires_at_s=5.0
+    )
+    bench.ask(Prepare(call_id="p", change=change))
+    assert isinstance(bench.said["c"][-1], Prepared)
+    weights.num_polls = 6  # of the overwriting
+    bench.ask(Commit(call_id="go", prepared="c"), turns=3)
+    assert len(bench.said["c"]) == 1, "it is being carried out"
+    bench.clock.advance(1000.0)
+    bench.ask()
+    assert bench.said["c"][-1].weights_id == "w9"
+
+
+def test_continuing_ends_the_pause_in_force_and_none_that_is_only_prepared() -> None:
+    """The other engines of the server could make it still, and this one would run on alone."""
+    bench = Bench()
+    bench.ask(PauseGeneration(call_id="first"))
+    bench.ask(Prepare(call_id="p", change=CHANGES["pause"]))
+    bench.ask(ContinueGeneration(call_id="go"))
+    assert not bench.engine.parts.control.is_paused
+    assert [type(answer) for answer in bench.said["c"]] == [Prepared]
+    bench.ask(Commit(call_id="commit", prepared="c"))
+    assert bench.engine.parts.control.is_paused and bench.said["c"][-1].paused

@@ -125,9 +125,22 @@ def test_abort_all_requests_ends_them_with_the_update():
     driver = Driver()
     answer = driver.generate("a", prompt_of(20), 500)
     driver.turn(2)
-    driver.send(UpdateWeights(call_id="u", path="w1", abort_all_requests=True))
+    driver.send(UpdateWeights(call_id="u", path="w1", abort_all_requests=True, weight_version="new"))
     wait_for(driver, "u")
     assert answer.finish.type == "abort" and driver.replies["u"].num_aborted == 1
+    assert (answer.meta.weight_version, answer.meta.weights_versions) == ("default", ()), "it is not of the new weights"
+
+
+def test_new_weights_in_place_of_released_ones_need_no_resume():
+    driver = Driver()
+    driver.send(ReleaseMemory(call_id="r", tags=("weights",)))
+    wait_for(driver, "r")
+    driver.send(UpdateWeights(call_id="u", path="w1"))
+    wait_for(driver, "u")
+    assert driver.parts.control.released_memory == ()
+    answer = driver.generate("a", prompt_of(8), 2)
+    driver.finish(answer)
+    assert answer.finish.type == "length"
 
 
 def test_a_flush_waits_for_an_update_that_is_being_carried_out():
