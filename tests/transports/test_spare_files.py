@@ -1,7 +1,9 @@
 """The memory of replaced weights is written over by the next update, and never while somebody reads it."""
 
+import fcntl
 import mmap
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,30 @@ def test_a_file_that_somebody_reads_is_not_written_over(area: StagingArea, tmp_p
         assert mapping[:] == OLD
     else:
         assert (tmp_path / "name").read_bytes() == OLD
+
+
+def test_a_process_that_opens_a_file_while_it_is_looked_at_does_not_end_this_one(
+    area: StagingArea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel sends a signal to the holder of a lease, and the usual one ends a process that does not expect it."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGIO, lambda number, frame: seen.append(number))
+    real, opened = fcntl.fcntl, []
+
+    def disturbed(descriptor: int, command: int, argument: int) -> int:
+        result = real(descriptor, command, argument)
+        if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_WRLCK):
+            with pytest.raises(BlockingIOError):
+                os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK)
+            opened.append(descriptor)
+        return result
+
+    monkeypatch.setattr(fcntl, "fcntl", disturbed)
+    try:
+        replaced(area)
+    finally:
+        signal.signal(signal.SIGIO, before)
+    assert opened and not seen
 
 
 def test_a_file_with_holes_is_no_spare_one(area: StagingArea) -> None:

@@ -7,6 +7,7 @@ pages that exist. A trainer sends the same buckets again and again, so the files
 import contextlib
 import fcntl
 import os
+import signal
 import stat
 import threading
 from pathlib import Path
@@ -88,6 +89,7 @@ def _is_ours_alone(path: Path) -> bool:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_blocks * 512 < found.st_size:
             return False
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # who opens the file now sends it; SIGIO would end us
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
