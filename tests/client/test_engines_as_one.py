@@ -16,6 +16,7 @@ from headwater.messages.control import ContinueGeneration, FlushCache, PauseGene
 from headwater.messages.generation import Generate, SamplingParams
 from headwater.messages.state import EngineReady, EngineState, Hello
 from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
+from headwater.simulation.fakes.memory import FakeStagedWeights
 from headwater.simulation.fleet.engine import FleetEngine
 
 PROMPT = tuple(range(5, 25))
@@ -539,3 +540,31 @@ def test_a_resumed_server_is_resumed_after_restarts() -> None:
     server.run(40)
     assert engine.parts.control.released_memory == ()
     assert server.fleet.candidates() == [0, 1]
+
+
+@pytest.mark.parametrize("num_engines", [1, 2])
+def test_a_part_of_a_checkpoint_leaves_the_whole_one_below_it(num_engines: int, monkeypatch) -> None:
+    """A restarted engine that loaded the part alone would have the other tensors of the command line."""
+    server = Server(num_engines)
+    server.change(update("whole"))
+    monkeypatch.setattr(FakeStagedWeights, "is_whole", False)
+    server.change(update("part"))
+    assert server.fleet.desired is not None
+    assert [step.path for step in server.fleet.desired.weights] == ["whole", "part"]
+
+
+def test_a_caller_who_leaves_the_only_engine_cancels_the_change_there() -> None:
+    server = Server(1)
+    call = server.begin(update("w1"))
+    sent = [message for _, message in server.fleet.take_outbox()]
+    server.fleet.abandon(call, server.clock.now())
+    cancelled = [message.started_by_call for _, message in server.fleet.take_outbox()]
+    assert [message.call_id for message in sent] == cancelled == [call.call_id]
+
+
+def test_the_only_engine_is_known_to_have_the_store_that_it_has_attached() -> None:
+    """Else it would be told to attach the store again after the next fence, and give up its copies."""
+    server = Server(1)
+    server.change(AttachStorage(call_id="a", kind="memory", size_bytes=1000))
+    assert server.fleet.desired is not None
+    assert server.fleet.standings[0].store_revision == server.fleet.desired.store_revision == 1
