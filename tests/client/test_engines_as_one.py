@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from headwater.client.change_call import ChangeCall, Pending, Untouched
+from headwater.client.change_call import ChangeCall, Pending, Phase, Untouched
 from headwater.client.errors import CallFailed, EngineGone, EngineOut, NotTheSame
 from headwater.client.fleet import Fleet
 from headwater.clock import ManualClock
@@ -15,7 +15,7 @@ from headwater.messages.cache import AttachStorage, DetachStorage, GetPins, PinG
 from headwater.messages.control import ContinueGeneration, FlushCache, PauseGeneration
 from headwater.messages.generation import Generate, SamplingParams
 from headwater.messages.state import EngineReady, EngineState, Hello
-from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights
+from headwater.messages.weights import ReleaseMemory, ResumeMemory, SetWeightVersion, UpdateWeights, WeightVersionSet
 from headwater.simulation.fakes.memory import FakeStagedWeights
 from headwater.simulation.fleet.engine import FleetEngine
 
@@ -243,6 +243,57 @@ def test_an_engine_that_does_not_confirm_is_fenced_until_it_is_as_told() -> None
     assert server.fleet.candidates() == [0, 1]
 
 
+def test_an_engine_that_had_given_up_what_was_decided_serves_only_when_it_has_made_it() -> None:
+    """It refuses the commit, and its answer comes in time."""
+    server, call = decided_while_engine_1_falls_silent(update())
+    server.wait(2.65)
+    assert call.outcome is None, "its caller still waits"
+    server.silent = set()
+    server.run(2)
+    assert call.outcome is not None and call.outcome.is_decided
+    assert isinstance(call.outcome.answers[1], Pending) and "has been given up" in call.outcome.answers[1].reason
+    assert (server.weights(), server.fleet.candidates()) == (["w1", "w0"], [0])
+    server.wait(8.0)
+    assert (server.weights(), server.fleet.candidates()) == (["w1", "w1"], [0, 1])
+
+
+def one_decided_while_another_is_prepared(first_s: float, second_s: float) -> tuple[Server, ChangeCall, ChangeCall]:
+    """Two labels with such timeouts; the second engine hears nothing of the first decision."""
+    server = Server()
+    first = server.begin(SetWeightVersion(call_id="first", weight_version="first"), first_s)
+    second = server.begin(SetWeightVersion(call_id="second", weight_version="second"), second_s)
+    while server.fleet._committing is not first or second.phase is not Phase.PREPARED:
+        assert first.outcome is None and second.outcome is None
+        server.run(1)
+    server.silent = {1}
+    return server, first, second
+
+
+def test_what_an_engine_had_prepared_when_it_was_fenced_is_cancelled_there() -> None:
+    """It holds requests back for a change that never comes, up to the deadline of the change."""
+    server, first, second = one_decided_while_another_is_prepared(2.0, 600.0)
+    server.wait(3.0)
+    assert first.outcome is not None and isinstance(first.outcome.answers[1], Pending)
+    assert second.outcome is not None and isinstance(second.outcome.answers[1], Pending)
+    server.silent = set()
+    server.wait(10.0)
+    labels = [(e.parts.scheduler.weight_version, e.parts.control.num_pending) for e in server.engines if e is not None]
+    assert labels == [("second", 0)] * 2
+    assert server.fleet.candidates() == [0, 1]
+
+
+def test_a_change_whose_turn_comes_after_its_deadline_is_not_decided() -> None:
+    """Engines that have given it up by then could not make it."""
+    server, first, second = one_decided_while_another_is_prepared(60.0, 1.0)
+    server.run(1)  # the other engine makes the first change
+    server.clock.advance(1.7)
+    answer = WeightVersionSet(call_id="first", weight_version="first", num_aborted=0)
+    server.fleet.take_answer(1, answer, server.clock.now())
+    assert first.outcome is not None and first.outcome.is_decided
+    assert second.outcome is not None and not second.outcome.is_decided
+    assert server.fleet.desired is not None and server.fleet.desired.weight_version == "first"
+
+
 @pytest.mark.parametrize("later", [False, True], ids=["alone", "undone meanwhile"])
 def test_a_late_commit_does_not_win_over_what_was_told_since(later: bool) -> None:
     server, _ = decided_while_engine_1_falls_silent(PauseGeneration(call_id="p", mode="in_place"))
@@ -310,6 +361,21 @@ def test_a_restarted_engine_serves_only_with_all_that_was_told() -> None:
     assert engine.parts.control.is_paused
     assert engine.parts.control.released_memory == ("kv_cache",)
     assert engine.parts.storage.info("x").kind == "memory"
+
+
+def test_a_store_is_attached_once_on_the_way_back() -> None:
+    """Each time again it would give up what is on its way to the store."""
+    server = Server()
+    server.change(AttachStorage(call_id="a1", kind="memory", size_bytes=1000))
+    server.change(AttachStorage(call_id="a2", kind="memory", size_bytes=2000))
+    server.change(AttachStorage(call_id="a3", kind="memory", size_bytes=3000))
+    server.kill(1)
+    storage = server.restart(1).parts.storage
+    attach, sizes = storage.attach, []
+    storage.attach = lambda opening, message: (sizes.append(message.size_bytes), attach(opening, message))[1]  # type: ignore[method-assign]
+    server.run(40)
+    assert server.fleet.candidates() == [0, 1]
+    assert sizes == [3000]
 
 
 def test_a_detached_store_is_not_attached_again() -> None:
@@ -413,12 +479,18 @@ def test_partial_checkpoints_are_laid_over_each_other_again_in_their_order() -> 
     assert [step.path for step in told.weights] == ["part-2", "part-3", "part-4"]
     server.fleet.desired = told
     server.kill(0)
-    seen: list[str] = []
+    seen: list[tuple[str, str]] = []
     again = server.restart(0)
-    stage = again.runner.weights.stage
-    again.runner.weights.stage = lambda path, form: (seen.append(path), stage(path, form))[1]  # type: ignore[method-assign]
+    stage, scheduler = again.runner.weights.stage, again.parts.scheduler
+
+    def note(path: str, form: str) -> FakeStagedWeights:
+        seen.append((path, scheduler.weight_version))
+        return stage(path, form)
+
+    again.runner.weights.stage = note  # type: ignore[method-assign]
     server.run(60)
-    assert seen == ["part-2", "part-3", "part-4"]
+    assert seen == [("part-2", "default"), ("part-3", ""), ("part-4", "")], "the label is of all parts together"
+    assert scheduler.weight_version == "new"
     assert server.fleet.candidates() == [0]
 
 

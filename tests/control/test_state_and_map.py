@@ -1,11 +1,11 @@
 """What an engine reports of itself: its state in numbers, and a map of its prefix tree."""
 
 from headwater.cache.namespace import Tier
-from headwater.messages.control import FlushCache
+from headwater.messages.control import FlushCache, PauseGeneration
 from headwater.messages.snapshot import GetSnapshot, Snapshot
 from headwater.messages.state import EngineState, GetState
 from headwater.messages.two_phase import Commit, Prepare
-from headwater.messages.weights import UpdateWeights
+from headwater.messages.weights import ReleaseMemory, UpdateWeights
 from headwater.simulation.driver import Driver
 from headwater.simulation.engine_shape import EngineShape
 
@@ -50,6 +50,19 @@ def test_a_change_is_reported_as_decided_until_it_is_made() -> None:
     parts.control.advance()
     assert parts.report("").num_decided == 0
     assert parts.scheduler.weights_id == "w1"
+
+
+def test_every_order_by_which_requests_wait_is_named() -> None:
+    """A health check that generates a token would else wait for it, and call a server ill that does as told."""
+    driver = Driver(EngineShape())
+    assert state(driver).held_by == ()
+    driver.send(ReleaseMemory(call_id="r", tags=("kv_cache",)))
+    driver.turn(3)
+    assert state(driver).held_by == ("released_kv_cache",)
+    driver.send(ReleaseMemory(call_id="r2"))
+    driver.send(PauseGeneration(call_id="p"))
+    driver.turn(3)
+    assert state(driver).held_by == ("pause", "released_kv_cache", "released_weights")
 
 
 def test_a_map_is_shown_again_only_until_something_was_flushed() -> None:

@@ -117,6 +117,19 @@ def test_the_same_store_with_a_policy_keeps_it_and_changes_the_policy() -> None:
     assert [store.num_closed for store in stores] == [1, 1, 0]
 
 
+def test_a_store_that_takes_the_place_of_another_says_what_it_has_given_up() -> None:
+    driver = Driver(num_pages=40, num_host_pages=100)
+    driver.parts.storage._opener = lambda kind, **options: Store()
+    assert attach(driver).num_given_up == 0
+    driver.finish(driver.generate("asks for the store's generations", [1, 2, 3], 1))
+    driver.jobs.hang_rate = 1.0
+    driver.finish(driver.generate("is too short for a look into the store", [4, 5, 6], 6))
+    driver.turn(5)
+    assert driver.parts.cache.lower.storage.in_flight() == {"persist": 1}
+    driver.jobs.hang_rate = 0.0
+    assert attach(driver).num_given_up == 1
+
+
 def test_a_write_policy_holds_from_the_moment_it_is_set() -> None:
     driver = Driver(num_pages=40, num_host_pages=100)
     driver.engine.store = Store()

@@ -230,9 +230,7 @@ def test_a_decided_change_outlives_its_caller_and_its_deadline() -> None:
     """Given up half-way, weights that are overwritten in place would be neither the old nor the new ones."""
     bench = Bench()
     weights = bench.engine.runner.weights
-    change = UpdateWeights(
-        call_id="c", path="staged", weights_id="w9", in_place=True, timeout_s=4.0, expires_at_s=5.0
-    )
+    change = UpdateWeights(call_id="c", path="staged", weights_id="w9", in_place=True, timeout_s=4.0, expires_at_s=5.0)
     bench.ask(Prepare(call_id="p", change=change))
     assert isinstance(bench.said["c"][-1], Prepared)
     weights.num_polls = 6  # of the overwriting
@@ -241,6 +239,22 @@ def test_a_decided_change_outlives_its_caller_and_its_deadline() -> None:
     bench.clock.advance(1000.0)
     bench.ask()
     assert bench.said["c"][-1].weights_id == "w9"
+
+
+def test_a_decided_release_that_waits_for_a_copy_keeps_no_loop_awake() -> None:
+    """After its deadline the loop would look at it again at once, and again, until the copy has ended."""
+    bench = Bench()
+    bench.prepare("release")
+    pending = bench.engine.parts.control.pending
+    blockers, pending._blockers = pending._blockers, lambda: {"offload": 1}
+    bench.ask(Commit(call_id="go", prepared="c"), turns=3)
+    assert len(bench.said["c"]) == 1, "the copy began after it was prepared"
+    bench.clock.advance(30.0)
+    bench.ask(turns=1)
+    assert (pending.next_look_s() or 0.0) > 60.0
+    pending._blockers = blockers
+    bench.ask(turns=1)
+    assert bench.said["c"][-1].released == ("kv_cache", "weights")
 
 
 def test_continuing_ends_the_pause_in_force_and_none_that_is_only_prepared() -> None:

@@ -15,6 +15,7 @@ from headwater.messages.weights import (
     WeightsUpdated,
     WeightVersionSet,
 )
+from headwater.simulation.fakes.memory import FakeStagedWeights
 
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
@@ -129,6 +130,32 @@ def test_abort_all_requests_ends_them_with_the_update():
     wait_for(driver, "u")
     assert answer.finish.type == "abort" and driver.replies["u"].num_aborted == 1
     assert (answer.meta.weight_version, answer.meta.weights_versions) == ("default", ()), "it is not of the new weights"
+
+
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["updated", "resumed to changed files"])
+def test_tokens_that_end_answers_of_new_weights_do_so_until_others_come(is_resumed, monkeypatch):
+    """A chat model's own end token, in place of a base model: answers would run on to their limit."""
+    driver = Driver()
+    text = expected(prompt_of(20), 12, "w1")
+    assert text[4] not in text[:4]
+    monkeypatch.setattr(FakeStagedWeights, "end_ids", (text[4],))
+    monkeypatch.setattr(driver.oracle, "_eos_token_ids", frozenset({text[4]}))
+    if is_resumed:
+        released(driver)
+        driver.runner.weights.on_disk = "w1"
+        driver.send(ResumeMemory(call_id="u", accept_changed_weights=True))
+    else:
+        driver.send(UpdateWeights(call_id="u", path="w1"))
+    wait_for(driver, "u")
+    answer = driver.generate("a", prompt_of(20), 12)
+    driver.finish(answer)
+    assert answer.finish.type == "stop" and answer.tokens == text[:5]
+    monkeypatch.undo()
+    driver.send(UpdateWeights(call_id="same", path="w1"))
+    wait_for(driver, "same")
+    longer = driver.generate("b", prompt_of(20), 12)
+    driver.finish(longer)
+    assert longer.tokens == text
 
 
 def test_new_weights_in_place_of_released_ones_need_no_resume():

@@ -46,6 +46,9 @@ def test_a_request_starts_before_its_pages_have_all_arrived(is_async):
     assert answer.tokens == expected(PROMPT, 3) and answer.meta.cached_host > 0
     driver.turn(3)  # its own new pages are on the host
     assert not copy.is_finished
+    (transfer,) = driver.parts.cache.lower.transfers.transfers
+    assert transfer.arriving is not None
+    assert all(run.arrival is transfer for run in transfer.arriving.chain()), "they could be copied before they arrive"
     assert driver.parts.blockers() == {"restore": 1}
     end(copy)
     driver.settle()

@@ -114,6 +114,21 @@ def test_copies_that_fail_cost_a_hit_and_never_a_request(is_async):
 
 
 @BOTH
+def test_a_restore_that_fails_is_no_hit_on_the_host(is_async):
+    """Its request computes these pages; those that were on the device all the time are hits there."""
+    driver = Driver(is_async=is_async, num_pages=40, num_host_pages=100)
+    prompt = prompt_of(60, 1)
+    run(driver, "first", prompt)
+    driver.send(FlushCache(call_id="f", mode="now", tiers=("device",)))
+    driver.turn()
+    run(driver, "again", prompt[:21], 1)
+    driver.copier.failure_rate = 1.0
+    meta = run(driver, "fails", prompt).meta
+    assert driver.parts.cache.lower.transfers.counters.dropped_pages["copy_failed"] > 0
+    assert (meta.cached_device, meta.cached_host) == (20, 0)
+
+
+@BOTH
 @pytest.mark.parametrize("num_host_pages", [30, 60])
 def test_a_host_that_copies_fill_for_a_while_misses_no_page(is_async, num_host_pages):
     """Offloads that found no room while others were under way were dropped: holes that nothing ever filled."""

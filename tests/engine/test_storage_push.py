@@ -8,6 +8,7 @@ from engine_driver import VOCAB_SIZE, Driver
 from headwater.cache.host_tier import WritePolicy
 from headwater.messages.cache import CachePersisted, PersistCache
 from headwater.messages.control import CancelOperation, Failed
+from headwater.storage.backend import WriteStatus
 from headwater.storage.errors import StorageUnavailable
 from headwater.storage.memory import MemoryBackend
 
@@ -17,10 +18,13 @@ NUM_PAGES = NUM_PROMPTS * PROMPT_TOKENS // 4
 
 class Store(MemoryBackend):
     is_down = False
+    is_nearly_full = False  # it takes the first page of a call
 
     def put(self, keys, pages):
         if self.is_down:
             raise StorageUnavailable("the store is down")
+        if self.is_nearly_full:
+            return [*super().put(keys[:1], pages[:1]), *[WriteStatus.FULL] * (len(keys) - 1)]
         return super().put(keys, pages)
 
 
@@ -85,6 +89,16 @@ def test_pages_of_the_host_that_the_store_did_not_take_are_offered_again():
     driver.clock.advance(1000.0)  # the breaker lets a call through
     driver.settle()
     assert persist(driver).is_whole and store.usage().num_pages == NUM_PAGES
+
+
+def test_pages_that_the_store_took_in_part_are_offered_again():
+    store = Store(capacity_bytes=1 << 20)
+    store.is_nearly_full = True
+    driver = warm(store, WritePolicy.WRITE_THROUGH)
+    assert store.usage().num_pages == NUM_PROMPTS
+    store.is_nearly_full = False
+    answer = persist(driver)
+    assert answer.is_whole and answer.num_pages == store.usage().num_pages == NUM_PAGES
 
 
 def test_at_its_deadline_it_says_that_not_all_is_there():

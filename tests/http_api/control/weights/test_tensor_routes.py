@@ -135,6 +135,14 @@ async def test_a_bracket_shows_all_buckets_at_its_end_and_nothing_before(engine:
         await call(server, "/end_weight_update", status=400)
 
 
+async def test_the_last_label_of_a_bracket_counts(engine: LoopEngine, area: StagingArea) -> None:
+    async with api(engine, staging=area) as server:
+        await call(server, "/begin_weight_update")
+        await push(server, BOTH, weight_version="of the bucket")
+        ended = await call(server, "/end_weight_update", {"weight_version": "of the end"})
+        assert ended["weight_version"] == "of the end"
+
+
 async def test_a_second_begin_is_a_400_and_an_abort_drops_everything(
     engine: LoopEngine, area: StagingArea, shm: Path
 ) -> None:
