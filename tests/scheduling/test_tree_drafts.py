@@ -77,6 +77,25 @@ def test_text_that_is_flushed_while_it_is_followed_ends_the_drafts(steps):
         end(steps, plan)
 
 
+def test_text_that_comes_back_after_a_flush_is_followed_from_the_beginning(steps):
+    """The node where the request was is no part of the tree any more, and nothing is ever added below it."""
+    answer(steps, "a")
+    steps.add("b", 6, NUM_TOKENS)
+    end(steps, steps.plan())
+    plan = steps.plan()
+    assert plan.has_drafts
+    end(steps, plan)
+    steps.cache.retire(Scope())
+    whole = [*range(6), *(text_after(6 + n) for n in range(NUM_TOKENS))]
+    steps.scheduler.add(_asking("c", whole, num_tokens=1), client=b"client")
+    have_drafts = []
+    while (plan := steps.plan()) is not None:
+        have_drafts.append(plan.has_drafts)
+        end(steps, plan)
+    assert steps.tokens_of("b") == whole[6:]
+    assert not have_drafts[0] and any(have_drafts)
+
+
 def test_an_answer_that_goes_elsewhere_leaves_the_tree_and_the_text_used_last_is_followed(steps):
     """Nodes are split where texts part, also while a request follows them."""
     answer(steps, "a")
@@ -106,5 +125,5 @@ def test_the_own_text_is_drafted_where_the_tree_knows_nothing(steps):
     assert plan.token_ids.tolist()[:3] == [500, 7, 8]
 
 
-def _asking(rid: str, prompt: list[int]) -> Generate:
-    return structs.replace(message(rid, 1, NUM_TOKENS), prompt_ids=pack_ids(prompt))
+def _asking(rid: str, prompt: list[int], *, num_tokens: int = NUM_TOKENS) -> Generate:
+    return structs.replace(message(rid, 1, num_tokens), prompt_ids=pack_ids(prompt))
