@@ -111,9 +111,9 @@ def test_files_in_turn_have_every_outcome_and_are_imported_once(tmp_path: Path) 
     assert sorted(line for lines in happened for line in lines) == sorted([*expected[0], *expected[1]])
     assert all(lines in ([], *expected, expected[0] + expected[1]) for lines in happened), happened
     group = ["import two.test_c", "last of three", "one of three"]
-    found_of = {worker: sorted(set(found) & set(group)) for worker, found in by_process.items()}
-    assert found_of == {"gw0": group, "gw1": []}, "in one process"
-    assert by_process["gw0"][0] in group, "before other files"
+    (of_group,) = [found for found in by_process.values() if set(found) & set(group)]  # in one process, either one
+    assert set(of_group) >= set(group)
+    assert of_group[0] in group, "before other files"
     assert all(found.count("end of a session") == 1 and "session" in found[-1] for found in by_process.values())
 
 
