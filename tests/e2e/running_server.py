@@ -34,8 +34,9 @@ class RunningServer:
         self.temporary = Path(self._folder.name) / "t"
         self.temporary.mkdir()
         self._log = (Path(self._folder.name) / "log").open("w+")
+        patient = ("--header-timeout", "120")  # a test that reads 64 streams on a busy machine is late with its own
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "headwater", "serve", "--port", str(port), *arguments],
+            [sys.executable, "-m", "headwater", "serve", "--port", str(port), *patient, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
