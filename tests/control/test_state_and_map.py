@@ -11,19 +11,21 @@ from headwater.simulation.engine_shape import EngineShape
 
 
 def state(driver: Driver) -> EngineState:
-    driver.send(GetState(call_id="state"))
-    driver.turn()
-    found = driver.replies.pop("state")
+    found = _ask(driver, GetState(call_id="ask"))
     assert isinstance(found, EngineState)
     return found
 
 
 def snapshot(driver: Driver) -> Snapshot:
-    driver.send(GetSnapshot(call_id="snapshot"))
-    driver.turn()
-    found = driver.replies.pop("snapshot")
+    found = _ask(driver, GetSnapshot(call_id="ask"))
     assert isinstance(found, Snapshot)
     return found
+
+
+def _ask(driver: Driver, message: GetState | GetSnapshot) -> object:
+    driver.send(message)
+    driver.turn()
+    return driver.replies.pop(message.call_id)
 
 
 def test_evicted_tokens_are_those_of_the_device() -> None:
