@@ -1,7 +1,7 @@
 """Tree, pools, copies and a store against a dict model, under every order of operations Hypothesis finds."""
 
-
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
@@ -304,6 +304,39 @@ class TiersMachine(RuleBasedStateMachine):
         self.find_in_the_store(tokens, salt)
         self.turn(12)
 
+    @rule(tokens=TOKENS, salt=SALTS, num_head=st.integers(1, 6))
+    def flush_the_store_under_a_copy(self, tokens, salt, num_head):
+        """What was computed before is still on its way to the host when the same is computed anew."""
+        self.serve(tokens[:num_head], salt)
+        self.serve(tokens, salt)
+        if self.copies:
+            self.copies.pop().end(fails=False)
+        self.retire(None, None, frozenset({STORAGE}))
+        self.turn(8)
+        self.retire(salt, None, frozenset({DEVICE}))
+        self.serve(tokens, salt)
+        self.quiet(1)
+        self.find_in_the_store(tokens, salt)
+        self.turn(12)
+
+    @rule(tokens=TOKENS, salt=SALTS)
+    def share_late_what_the_host_has(self, tokens, salt):
+        """What was computed before a flush of the store joins what was computed after it, and outlives it."""
+        lease = self.acquire(tokens[:5], salt, no_store=False, prefetches=True)
+        self.retire(None, None, frozenset({STORAGE}))
+        self.quiet(1)
+        self.serve(tokens[:5], salt)
+        self.quiet(1)
+        for other in ("", "a"):
+            self.serve(STEMS[-1][::-1], other)  # takes the room of what nobody holds
+            self.quiet(1)
+        self.end(lease)
+        self.retire(salt, None, frozenset({HOST}))
+        store = self.stores[self.attached]
+        store.delete(store.held())
+        self.release(self.acquire(tokens[:5], salt, no_store=False, prefetches=False), parks=True)
+        self.quiet(1)
+
     @rule(tokens=TOKENS, salt=SALTS, which=st.none() | st.integers(0, 1))
     def flush_while_the_store_does_not_acknowledge(self, tokens, salt, which):
         """Until it has, nothing in scope is read from it, though it would answer; nor from its successor."""
@@ -411,6 +444,17 @@ class TiersMachine(RuleBasedStateMachine):
                 for tier, run in node.runs.items():
                     self._check(node, tier, run)
 
+    @invariant()
+    def what_a_flushed_store_has_and_would_return_is_younger_than_the_flush(self):
+        for which, store in enumerate(self.stores):
+            for number in store.contents():
+                content = self.contents[number] if 0 < number < len(self.contents) else None
+                for flush in self.flushes if content is not None else ():
+                    is_of_it = STORAGE in flush.scope.tiers and flush.stores == {which}
+                    if is_of_it and flush.retirement.is_acknowledged and content.time <= flush.time:
+                        index = len(content.path) // PAGE - 1
+                        assert not flush.covers(content.namespace, content.path, index), "stored as if it were younger"
+
     def _check(self, node, tier, run) -> None:
         path = tuple(self.cache.tree.path(node).tolist())
         first = len(path) // PAGE - len(run.pages)
@@ -457,3 +501,15 @@ TiersMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestTiers = TiersMachine.TestCase
+
+
+@pytest.mark.parametrize("num_tokens", [4, 8, 13])
+@pytest.mark.parametrize("name", ["flush_the_store_under_a_copy", "share_late_what_the_host_has"])
+def test_pages_of_a_node_from_before_and_after_a_flush_of_the_store(name, num_tokens):
+    """Random runs found it once in millions of turns: the old copy was stored under the counters of the new one."""
+    machine = TiersMachine()
+    more = {"num_head": 3} if name == "flush_the_store_under_a_copy" else {}
+    getattr(machine, name)(tokens=STEMS[0][:num_tokens], salt="", **more)
+    machine.what_a_flushed_store_has_and_would_return_is_younger_than_the_flush()
+    machine.every_page_is_what_its_path_says_and_younger_than_every_flush()
+    machine.teardown()

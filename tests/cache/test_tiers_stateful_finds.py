@@ -1,5 +1,6 @@
 """The state machine of test_tiers_stateful.py notices caches that are wrong in one way each."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -81,7 +82,30 @@ def pages_remember_another_store() -> list[Patch]:
     return [(PrefixCache, "detach_storage", detach)]
 
 
+def copies_of_one_page_are_of_one_age(is_told_by: Callable[[Node], Any]) -> list[Patch]:
+    right = PrefixCache._share
+
+    def share(self: PrefixCache, lease: Lease, node: Node) -> None:
+        generations = node.generations if is_told_by(node) else lease.generations
+        right(self, lease, node)
+        node.generations = generations
+
+    return [(PrefixCache, "_share", share)]
+
+
+def copies_to_the_host_are_as_young_as_their_page() -> list[Patch]:
+    """A page that was computed again gives its age to the copy that is still on its way to the host."""
+    return copies_of_one_page_are_of_one_age(lambda node: node.runs)
+
+
+def device_pages_are_as_young_as_the_hosts() -> list[Patch]:
+    """A page that is computed before a flush of the store, and joins one from after it, passes for that one."""
+    return copies_of_one_page_are_of_one_age(lambda node: node.runs or node.offload is not None)
+
+
 MORE = [
+    copies_to_the_host_are_as_young_as_their_page,
+    device_pages_are_as_young_as_the_hosts,
     pages_are_marked_when_they_are_shared,
     dropped_prefetches_are_attached,
     leases_remember_another_store,

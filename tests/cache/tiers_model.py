@@ -1,5 +1,6 @@
 """What the state machine of test_tiers_stateful.py compares the cache with: memories, copies, stores and flushes."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from headwater.cache.page_pool import Owner, PagePool
 from headwater.cache.retirement import Retirement
 from headwater.storage.errors import StorageUnavailable
 from headwater.storage.memory import MemoryBackend
+from headwater.storage.page_format import HEADER_BYTES, find_defect
 from headwater.storage.page_key import PageKey
 
 PAGE = 2  # tokens
@@ -30,6 +32,15 @@ class Store(MemoryBackend):
 
     def held(self) -> list[PageKey]:
         return sorted(self._pages, key=lambda key: (key.page, key.bucket.id))
+
+    def contents(self) -> list[int]:
+        """The numbers of the contents that it would return."""
+        found: list[int] = []
+        for key, page in self._pages.items():
+            header, payload = page[:HEADER_BYTES], page[HEADER_BYTES:]
+            if not self._is_stale(key.bucket) and find_defect(key, header, payload) is None:
+                found.append(int.from_bytes(payload, sys.byteorder))
+        return found
 
 
 @dataclass(frozen=True)

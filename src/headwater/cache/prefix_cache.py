@@ -296,8 +296,11 @@ class PrefixCache:
     def _share(self, lease: Lease, node: Node) -> None:
         """Make the next private pages of the lease the device run of `node`, pinned by the lease."""
         pages = lease.take_private(len(node.tokens) // self.page_size)
-        if not node.runs:
+        has_other_copies = node.runs or node.offload is not None or node.restore is not None
+        if not has_other_copies:
             node.generations = lease.generations
+        elif node.generations != lease.generations:
+            node.generations = None  # some copies are from before a flush of the store: none may be stored
         self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1)
         self._descend_to(lease, node)
         self.lower.saw_published(node)
