@@ -118,6 +118,16 @@ def test_blank_lines_do_not_keep_an_idle_connection(engine: ScriptedEngine) -> N
         assert status_and_error(read_all(sock))[0] == 408
 
 
+def test_a_connection_stays_for_further_requests_as_long_as_the_limit_says(engine: ScriptedEngine) -> None:
+    with served(engine, connections=ConnectionLimits(keep_alive_s=0.5)) as (url, _), connected(url) as sock:
+        for _ in range(2):
+            sock.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert b" 200 " in read_head(sock)
+            answered_s = time.monotonic()
+        rest = read_all(sock)
+        assert not rest.startswith(b"HTTP") and time.monotonic() - answered_s > 0.4
+
+
 def test_a_body_that_trickles_is_cut_off(engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "BODY_GRACE_S", 0.3)
     with served(engine) as (url, state), connected(url) as sock:

@@ -6,6 +6,7 @@
 | sends over MAX_HEADERS headers                    | 431, connection closed                     |
 | has not sent its headers after `header_timeout_s` | 408, connection closed                     |
 | sends its body slower than MIN_BODY_BYTES_PER_S   | 408, connection closed                     |
+| sends no further request for `keep_alive_s`       | connection closed                          |
 | connects when `max_connections` are open          | the place of a waiting connection, or 503  |
 | sends what is not HTTP                            | 400, connection closed                     |
 | reads nothing of its answer for WRITE_STALL_S     | connection closed                          |
@@ -45,6 +46,9 @@ class ConnectionLimits:
     max_connections: int = 1024
     max_header_bytes: int = 64 << 10
     header_timeout_s: float = 10.0
+    keep_alive_s: float = (
+        75.0  # longer than most clients and load balancers reuse a connection
+    )
 
 
 class Refusal(NamedTuple):

@@ -29,8 +29,16 @@ class HttpServer(uvicorn.Server):
         """`settings` are those of `uvicorn.Config`."""
         self.connections = Connections(limits)
         protocol: Any = partial(Connection, shared=self.connections)
+        keep_alive: Any = limits.keep_alive_s  # declared as an int, passed to the loop as it is
         config = uvicorn.Config(
-            app, http=protocol, ws="none", lifespan="on", backlog=ACCEPTED_AT_ONCE, log_config=None, **settings
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="on",
+            backlog=ACCEPTED_AT_ONCE,
+            timeout_keep_alive=keep_alive,
+            log_config=None,
+            **settings,
         )
         super().__init__(config)
 

@@ -87,6 +87,16 @@ class HttpArgs(ModelArgs, kw_only=True, frozen=True, omit_defaults=True):
         float,
         Flag("Seconds within which a client must send the headers of a request.", HTTP, low=0.1, high=3600),
     ] = 10.0
+    keep_alive_timeout: Annotated[
+        float,
+        Flag(
+            "Seconds for which a connection without a request stays open. A client that keeps its connections longer "
+            "can lose a request that it sends while the server closes one.",
+            HTTP,
+            low=0.1,
+            high=86400,
+        ),
+    ] = 75.0
     max_connections: Annotated[
         int | None,
         Flag(

@@ -221,6 +221,7 @@ def connection_limits(args: ServerArgs) -> ConnectionLimits:
         max_connections=args.max_connections or default_max_connections(raise_descriptor_limit()),
         max_header_bytes=args.max_header_bytes,
         header_timeout_s=args.header_timeout,
+        keep_alive_s=args.keep_alive_timeout,
     )
 
 
