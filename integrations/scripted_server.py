@@ -10,6 +10,7 @@ streams. The engine is the one of the unit tests (tests/scripted_engine.py). It 
 
 import argparse
 import asyncio
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -68,6 +69,8 @@ async def serve(endpoint: str, tokenizer: Tokenizer, *, port: int) -> None:
     """Serve until SIGINT or SIGTERM."""
     state = ApiState(client=EngineClient([endpoint]), server_args={})
     server = HttpServer(create_app(state), ConnectionLimits(), log_level="warning", timeout_graceful_shutdown=2)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, setattr, server, "should_exit", True)
     with socket.create_server(("127.0.0.1", port)) as listener:
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         await state.client.start()
