@@ -100,6 +100,24 @@ def test_extend_says_no_rather_than_taking_what_is_in_use(cache):
     assert cache.pool.num_free == 32
 
 
+@pytest.mark.parametrize("is_held", [False, True], ids=["used again", "held until now"])
+def test_room_is_made_from_what_was_used_longest_ago(cache, is_held):
+    """A prefix is in use until its request ends, and every request uses it anew."""
+    texts = [range(stem, stem + 8 * PAGE) for stem in (0, 100, 200)]
+    holder = start(cache, texts[0])
+    cache.publish(holder, 8 * PAGE)
+    if not is_held:
+        cache.release(holder)
+    for text in texts:
+        run(cache, text)
+    if is_held:
+        cache.release(holder)
+    else:
+        run(cache, texts[0])
+    run(cache, range(300, 300 + 16 * PAGE))  # eight pages are free, it needs sixteen
+    assert [cache.peek(NS, ids(*text)) for text in texts] == [8 * PAGE, 0, 8 * PAGE]
+
+
 def test_a_disabled_cache_never_matches():
     cache = PrefixCache(num_pages=8, page_size=PAGE, page_bytes=1, clock=ManualClock(), is_enabled=False)
     assert run(cache, range(8)) == 0

@@ -513,3 +513,14 @@ def test_pages_of_a_node_from_before_and_after_a_flush_of_the_store(name, num_to
     machine.what_a_flushed_store_has_and_would_return_is_younger_than_the_flush()
     machine.every_page_is_what_its_path_says_and_younger_than_every_flush()
     machine.teardown()
+
+
+def test_a_flush_that_finds_only_copies_under_way_is_a_generation():
+    machine = TiersMachine()
+    machine.serve(tokens=STEMS[0], salt="")
+    before = machine.cache.generation
+    machine.retire(salt=None, prefix=None, tiers=frozenset({HOST}))
+    assert machine.cache.generation == before + 1
+    machine.retire(salt=None, prefix=None, tiers=frozenset({HOST}))
+    assert machine.cache.generation == before + 1, "there was nothing left to drop"
+    machine.teardown()
