@@ -224,6 +224,14 @@ def test_flushing_an_empty_scope_is_a_no_op(cache):
     assert cache.retire(Scope()).generation == before + 1
 
 
+def test_preview_counts_the_requests_that_the_scope_names(cache):
+    leases = [start(cache, range(8)), start(cache, range(8), Namespace("a", "", "", "w"))]
+    would = cache.preview(Scope(cache_salt="a"))
+    assert would.num_leases == 1 == cache.retire(Scope(cache_salt="a")).num_leases
+    for lease in leases:
+        cache.release(lease)
+
+
 def test_preview_says_what_retire_then_does(cache):
     run(cache, [*range(8), 20, 21, 22, 23])
     lease = start(cache, [*range(8), 30, 31, 32, 33])

@@ -1,7 +1,10 @@
 """The map from beginnings of prompts to engines: what matches, what is bounded, what is forgotten."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from headwater.client.engine_choice import MAX_EXTRA_REQUESTS, choose_engine
 from headwater.client.prefix_routes import MAX_DEPTH_PAGES, PrefixRoutes
 from headwater.messages.base import pack_ids
 from headwater.messages.generation import Generate, RequestOptions, SamplingParams
@@ -43,6 +46,7 @@ def test_namespaces_do_not_share_routes() -> None:
     known = routes()
     prompt = list(range(16))
     known.learn(request(prompt, cache_salt="a", extra_key="b"), 0)
+    assert known.known(request(prompt, cache_salt="a", extra_key="b", lora_name="c")) == []
     for scope in ({}, {"cache_salt": "a"}, {"extra_key": "b"}, {"cache_salt": "ab"}, {"cache_salt": "b"}):
         assert known.known(request(prompt, **scope)) == []
     assert known.known(request(prompt, cache_salt="a", extra_key="b"))[0] == {0}
@@ -76,3 +80,9 @@ def test_a_very_long_prompt_costs_a_dozen_entries() -> None:
     known = routes()
     known.learn(request(list(range(PAGE * MAX_DEPTH_PAGES * 4))), 0)
     assert len(known) == 11
+
+
+@pytest.mark.parametrize(("num_running", "chosen"), [(MAX_EXTRA_REQUESTS, 1), (MAX_EXTRA_REQUESTS + 1, 0)])
+def test_an_engine_that_knows_the_prompt_may_be_busier_by_a_few_requests(num_running: int, chosen: int) -> None:
+    engines = [SimpleNamespace(index=0, num_running=0), SimpleNamespace(index=1, num_running=num_running)]
+    assert choose_engine(engines, [{1}]).index == chosen

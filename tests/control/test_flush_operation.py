@@ -377,6 +377,19 @@ def test_drain_that_does_not_end_in_time_says_that_it_flushed():
     assert result.retired["device"].pages > 0
 
 
+def test_a_drain_that_is_cancelled_says_that_it_flushed_and_that_pages_are_held():
+    driver = Driver()
+    driver.generate("a", prompt_of(20), 200)
+    driver.turn(3)
+    flush(driver, mode="drain", timeout_s=1000.0)
+    driver.turn()
+    driver.send(CancelOperation(call_id="c", started_by_call="f"))
+    driver.turn()
+    result = driver.replies["f"]
+    assert (result.status, result.success, result.drained) == (202, True, False)
+    assert "ended early" in result.message and result.retired["device"].pages > 0
+
+
 @BOTH
 def test_idle_expires_under_steady_load_and_hold_makes_it_succeed(is_async):
     driver = Driver(is_async=is_async, num_pages=128)
@@ -448,6 +461,14 @@ def test_a_dry_run_on_a_busy_engine_names_what_would_block():
     driver.turn()
     result = driver.replies["f"]
     assert result.status == 200 and result.blockers == {"running": 1} and driver.parts.cache.generation == 0
+
+
+@pytest.mark.parametrize(("scope", "side_caches"), [({}, {"grammars": 0}), ({"cache_salt": "a"}, {})])
+def test_a_dry_run_names_the_side_caches_only_if_the_flush_would_empty_them(scope, side_caches):
+    driver = Driver()
+    flush(driver, dry_run=True, **scope)
+    driver.turn()
+    assert driver.replies["f"].side_caches == side_caches
 
 
 def test_an_abort_ends_the_last_blocker():

@@ -241,6 +241,7 @@ def test_one_flipped_bit_is_never_a_hit(store, backend, bit):
     store.overwrite(keys[1], bytes(content))
     assert read(backend, keys, pages) == [HIT, CORRUPT, HIT]
     assert sum(n for name, n in backend.counters().items() if name.startswith("defect_")) == 1
+    assert backend.counters()["read_bytes"] == 2000, "of the two hits"
     assert read(backend, keys, pages) == [HIT, MISS, HIT], "a damaged page must be deleted"
     assert backend.put(keys, pages) == [PRESENT, STORED, PRESENT], "and can be stored again"
 
