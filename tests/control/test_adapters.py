@@ -1,6 +1,7 @@
 """LoRA adapters while the engine serves: load, reload, unload, and what each leaves of the cache."""
 
 from engine_driver import VOCAB_SIZE, Driver
+from headwater.engine.report import adapter_states
 from headwater.messages.adapters import AdapterLoaded, AdapterUnloaded, LoadAdapter, UnloadAdapter
 from headwater.messages.base import pack_ids
 from headwater.messages.cache import CacheTree, GetCacheTree, PinPrefix, Pins
@@ -43,6 +44,21 @@ def test_each_adapter_has_a_cache_of_its_own():
     again = driver.generate("again", PROMPT, 6, lora_name="one")
     driver.finish(again)
     assert again.meta.cached_device >= 16
+
+
+def test_an_adapter_says_how_many_of_its_requests_run_and_how_many_wait():
+    driver = Driver(max_running=2)
+    load(driver, "one", "a1")
+    load(driver, "two", "a2")
+    for number in range(5):
+        driver.generate(f"r{number}", PROMPT, 50, lora_name="one")
+    driver.turn(3)
+    states = {state.name: state for state in adapter_states(driver.parts.scheduler)}
+    assert {name: (state.num_running, state.num_waiting) for name, state in states.items()} == {
+        "one": (2, 3),
+        "two": (0, 0),
+    }
+    driver.finish()
 
 
 def test_a_reload_retires_the_old_content_and_nothing_else():

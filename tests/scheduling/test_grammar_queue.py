@@ -104,6 +104,7 @@ def test_what_is_no_grammar_is_a_400_with_the_reason() -> None:
     assert (end.type, end.status, end.err_type) == ("abort", 400, "invalid_request_error")
     assert "the grammar cannot be used: " in end.message
     assert not steps.scheduler.in_flight() and steps.queue.counters.grammars_failed == 1
+    assert steps.scheduler.counters.num_refused == 1
 
 
 def test_a_compilation_that_takes_too_long_is_a_400_for_all_its_requests() -> None:
@@ -117,6 +118,7 @@ def test_a_compilation_that_takes_too_long_is_a_400_for_all_its_requests() -> No
     steps.plan()
     for rid in "ab":
         assert (steps.finish_of(rid).status, "longer than 2 s" in steps.finish_of(rid).message) == (400, True)
+    assert not steps.jobs.open_jobs, "given up, so that a stop does not wait for it"
     steps.jobs.release_hanging()  # the late thread changes nothing
     steps.plan()
     assert steps.queue.num_cached == 0 and not steps.queue.needs_polling

@@ -79,3 +79,5 @@ def test_failures_of_all_kinds_open_the_breaker_and_a_probe_of_any_kind_ends_the
     assert trouble.retry_in_s == 0
     succeed(health, breaker, CallKind.UPKEEP)
     assert health.trouble() is None
+    fail(health, breaker, CallKind.WRITE)
+    assert health.trouble() is None, "what failed before the probe counts no more"
