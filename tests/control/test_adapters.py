@@ -7,6 +7,7 @@ from headwater.messages.base import pack_ids
 from headwater.messages.cache import CacheTree, GetCacheTree, PinPrefix, Pins
 from headwater.messages.control import Failed, FlushCache, FlushResult, PauseGeneration
 from headwater.messages.generation import Grammar
+from headwater.scheduling.adapters import AdapterBoard
 from headwater.simulation.fakes.canary import expected_tokens, with_adapter
 from headwater.simulation.fakes.grammar import FakeGrammar
 
@@ -279,3 +280,14 @@ def test_a_scope_that_is_not_loaded_is_refused_by_name():
     failed = ask(driver, FlushCache(call_id="d", lora_name="one", tiers=("device", "storage")))
     assert isinstance(failed, Failed) and failed.status == 400
     assert cached_tokens(driver, "a1")
+
+
+def test_what_another_name_still_means_leaves_no_room_for_what_replaces_it():
+    adapters = AdapterBoard(2)
+    for name, content in (("one", "a1"), ("also one", "a1"), ("two", "a2")):
+        adapters.put(name, "", adapter_id=content, rank=8, num_bytes=1)
+    shared, alone = adapters.find("one"), adapters.find("two")
+    assert not adapters.has_room("a3", replaces=shared, in_use=False)
+    assert not adapters.has_room("a3", replaces=None, in_use=False)
+    assert adapters.has_room("a3", replaces=alone, in_use=False)
+    assert not adapters.has_room("a3", replaces=alone, in_use=True)
