@@ -300,7 +300,7 @@ class PrefixCache:
         if not has_other_copies:
             node.generations = lease.generations
         elif node.generations != lease.generations:
-            node.generations = None  # some copies are from before a flush of the store: none may be stored
+            node.generations = None  # a flush of the store may lie between the copies: none may be stored
         self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1)
         self._descend_to(lease, node)
         self.lower.saw_published(node)

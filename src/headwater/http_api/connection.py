@@ -46,9 +46,7 @@ class ConnectionLimits:
     max_connections: int = 1024
     max_header_bytes: int = 64 << 10
     header_timeout_s: float = 10.0
-    keep_alive_s: float = (
-        75.0  # longer than most clients and load balancers reuse a connection
-    )
+    keep_alive_s: float = 75.0  # longer than most clients and load balancers reuse a connection
 
 
 class Refusal(NamedTuple):
