@@ -7,8 +7,10 @@ import pytest
 
 from headwater.client import relayed_calls
 from headwater.client.relayed_calls import MAX_KEPT, RelayedCalls
-from headwater.messages.control import Done, FlushCache
+from headwater.messages.base import Call
+from headwater.messages.control import CancelOperation, Done, FlushCache, PauseGeneration
 from headwater.messages.state import GetState
+from headwater.messages.two_phase import Commit, InStep, Prepare
 
 pytestmark = pytest.mark.anyio
 
@@ -34,13 +36,24 @@ class Engine:
         return Done(call_id=message.call_id)
 
 
-async def test_a_call_that_comes_again_meanwhile_or_later_is_made_once() -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        FlushCache(call_id="f"),
+        Prepare(call_id="f", change=PauseGeneration(call_id="g", mode="retract")),
+        Commit(call_id="f", prepared="g"),
+        InStep(call_id="f"),
+        CancelOperation(call_id="f", started_by_call="g"),
+    ],
+    ids=lambda call: type(call).__name__,
+)
+async def test_a_call_that_comes_again_meanwhile_or_later_is_made_once(call: Call) -> None:
     engine = Engine()
     calls = RelayedCalls(engine.relay)
-    asked = [asyncio.create_task(calls.answer(FlushCache(call_id="f"))) for _ in range(2)]
+    asked = [asyncio.create_task(calls.answer(call)) for _ in range(2)]
     await asyncio.sleep(0)
     engine.may_answer.set()
-    answers = [*await asyncio.gather(*asked), await calls.answer(FlushCache(call_id="f"))]
+    answers = [*await asyncio.gather(*asked), await calls.answer(call)]
     assert [each.call_id for each in answers] == ["f"] * 3 and engine.made == ["f"]
 
 
