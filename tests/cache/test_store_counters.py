@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from test_tiers_stateful import HOST, PAGE, STEMS, STORAGE, TiersMachine
+from test_tiers_stateful import FINGERPRINT, HOST, PAGE, STEMS, STORAGE, TiersMachine
 
-from headwater.cache.namespace import Namespace
+from headwater.cache.namespace import Namespace, Scope
+from headwater.cache.storage.names import StorageNames
 
 NS = Namespace("", "", "", "w")
 
@@ -57,3 +58,12 @@ def test_a_request_that_begins_further_down_the_text_does_not_wait_for_what_begi
     above = storage.prefetch(NS, tokens[: 4 * PAGE], num_known_tokens=0)
     below = storage.prefetch(NS, tokens[: 4 * PAGE], num_known_tokens=2 * PAGE)
     assert above is not below and below.first_page == 2
+
+
+def test_counters_that_another_server_has_raised_are_forgotten_when_the_store_refuses_a_page(machine):
+    """So that the next request asks for them, and its pages can be stored."""
+    machine.stores[0].raise_generation(StorageNames(FINGERPRINT).scope(Scope(tiers=frozenset({STORAGE}))))
+    machine.end(machine.acquire(tokens=STEMS[2], salt="", no_store=False, prefetches=False))
+    assert machine.cache.lower.storage.known_generations(NS) is None
+    machine.end(machine.acquire(tokens=STEMS[1], salt="", no_store=False, prefetches=True))
+    assert machine.cache.lower.storage.known_generations(NS) == (1, 0, 0, 0)
