@@ -352,13 +352,18 @@ def front_pid(fleet: Fleet) -> int:
     raise AssertionError("no front runs")
 
 
+def names_of(fleet: Fleet) -> set[str]:
+    """Of the replicas that serve, of both models."""
+    return {entry["name"] for model in (MODEL, OTHER) for entry in fleet.serving(model).values()}
+
+
 def test_a_front_that_is_killed_right_after_a_change_has_not_forgotten_it(fleet: Fleet) -> None:
     with fleet.about as http:
         assert http.post("/update_weight_version", json={"new_version": "kept"}).status_code == 200
-        before, pid = fleet.serving(), front_pid(fleet)
+        before, pid = names_of(fleet), front_pid(fleet)
         os.kill(pid, signal.SIGKILL)
-        fleet.until(lambda: not is_alive(pid) and len(fleet.serving()) == len(before))
-        assert {entry["name"] for entry in fleet.serving().values()} == {entry["name"] for entry in before.values()}
+        fleet.until(lambda: not is_alive(pid) and len(names_of(fleet)) == len(before))
+        assert names_of(fleet) == before
         assert http.get("/get_weight_version").json()["weight_version"] == "kept"
         assert http.get("/get_weight_version", params={"model": OTHER}).json()["weight_version"] != "kept"
 
