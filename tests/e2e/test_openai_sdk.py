@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -14,8 +15,10 @@ QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
 @pytest.fixture
-def client(server: RunningServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="not-needed", max_retries=0, timeout=120)
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+    url = server.url + "/v1"
+    with openai.OpenAI(base_url=url, api_key="not-needed", max_retries=0, timeout=120) as client:
+        yield client
 
 
 @pytest.fixture

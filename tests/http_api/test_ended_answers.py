@@ -177,8 +177,10 @@ async def test_a_prompt_of_the_whole_context_without_a_new_token(
 
 def test_the_openai_sdk_raises(engine: LoopEngine) -> None:
     """Not a half answer that looks whole."""
-    with served(engine) as (url, _):
-        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=2, timeout=60)
+    with (
+        served(engine) as (url, _),
+        openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=2, timeout=60) as client,
+    ):
         engine.step_s = 0.01
         chat: Any = {"model": "default", "messages": CHAT["messages"], "max_tokens": 200}
         chat["extra_body"] = {"ignore_eos": True}

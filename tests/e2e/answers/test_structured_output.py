@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -41,8 +42,10 @@ def check(text: str) -> None:
 
 
 @pytest.fixture
-def client(server: RunningServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="not-needed", max_retries=0, timeout=120)
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+    url = server.url + "/v1"
+    with openai.OpenAI(base_url=url, api_key="not-needed", max_retries=0, timeout=120) as client:
+        yield client
 
 
 def test_chat_answers_are_instances_of_the_schema(client: openai.OpenAI) -> None:
