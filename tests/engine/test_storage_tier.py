@@ -337,9 +337,11 @@ def test_bits_that_flip_in_a_stored_page_are_a_miss():
     run(engine(backend), "a", prompt)
     pages = sorted(backend._pages, key=lambda key: key.depth)
     backend.flip_bit(pages[5], 1000)
-    again = run(engine(backend), "b", prompt)
-    assert again.meta.cached_storage == 20  # what lies before the damage
-    assert run(engine(backend), "c", prompt).meta.cached_storage == 56  # b stored it again
+    second, third = engine(backend), engine(backend)
+    assert run(second, "b", prompt).meta.cached_storage == 20  # what lies before the damage
+    assert dropped(second) == {"prefetch_corrupt": 1, "prefetch_hit": 8}  # what lies behind it was read in vain
+    assert run(third, "c", prompt).meta.cached_storage == 56  # b stored it again
+    assert dropped(third) == {}, "all that was read is used"
 
 
 @POLICIES
