@@ -155,10 +155,11 @@ def test_a_page_that_a_restore_still_writes_is_not_copied(cache):
 def test_kv_from_before_a_flush_of_the_store_does_not_get_into_pages_that_may_be_stored(cache):
     fill(cache, [1, 2, 3, 4, 5, 6, 7, 8])
     (child,) = cache.tree.roots[NS].children.values()
+    run = child.runs[Tier.DEVICE]
     lease = cache.acquire(NS, TokenSequence(ids([1, 2, 3, 4, 0, 0])), max_cached_tokens=5)
     cases = (((1,), (2,), False), (None, (1,), False), ((1,), (1,), True), ((1,), None, True))
     for of_page, of_lease, is_found in cases:
-        child.generations, lease.generations = of_page, of_lease
+        run.generations, lease.generations = of_page, of_lease
         cache.find_part(lease, max_cached_tokens=5)
         assert (lease.part is not None) is is_found
         cache.drop_part(lease)

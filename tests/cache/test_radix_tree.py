@@ -117,11 +117,12 @@ def test_both_halves_of_a_split_node_keep_what_was_known_of_it(tree):
     """Each half that forgot would be copied again, evicted too early, never stored, or read before it has arrived."""
     root = tree.root(Namespace("", "", "", "w"))
     node = add(tree, root, ids(*range(12)), first_page=0)
-    node.last_used, node.written_back_at, node.num_hits, node.generations = 7, 5, 3, (1, 2)
+    node.last_used, node.written_back_at, node.num_hits = 7, 5, 3
     node.offload, node.restore, node.hashes = object(), object(), [b"a", b"b", b"c"]
-    node.runs[Tier.DEVICE].arrival = object()
+    node.runs[Tier.DEVICE].arrival, node.runs[Tier.DEVICE].generations = object(), (1, 2)
     upper = tree.split(node, 2)
-    for name in ("last_used", "written_back_at", "num_hits", "generations", "offload", "restore", "namespace"):
+    for name in ("last_used", "written_back_at", "num_hits", "offload", "restore", "namespace"):
         assert getattr(upper, name) == getattr(node, name), name
     assert (upper.hashes, node.hashes) == ([b"a", b"b"], [b"c"])
     assert upper.runs[Tier.DEVICE].arrival is node.runs[Tier.DEVICE].arrival is not None
+    assert upper.runs[Tier.DEVICE].generations == node.runs[Tier.DEVICE].generations == (1, 2)

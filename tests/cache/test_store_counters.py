@@ -48,8 +48,8 @@ def test_pages_that_came_from_the_store_can_be_stored_again(machine):
     machine.find_in_the_store(tokens=STEMS[0], salt="")
     machine.turn(count=12)
     root = machine.cache.tree.roots[NS]
-    read = [node for node in machine.cache.tree.subtree(root) if HOST in node.runs]
-    assert read and all(node.generations == (0, 0, 0, 0) for node in read)
+    read = [node.runs[HOST] for node in machine.cache.tree.subtree(root) if HOST in node.runs]
+    assert read and all(run.generations == (0, 0, 0, 0) for run in read)
 
 
 def test_a_request_that_begins_further_down_the_text_does_not_wait_for_what_begins_above(machine):

@@ -275,14 +275,18 @@ class TiersMachine(RuleBasedStateMachine):
         assert not self.is_open(held) or held.run is None or not held.run.is_retired, "evicted, though it is held"
         self.end(held)
 
-    @rule(tokens=TOKENS, salt=SALTS)
-    def change_the_store_under_a_copy(self, tokens, salt):
+    @rule(tokens=TOKENS, salt=SALTS, num_head=st.integers(1, 6), is_cut=st.booleans())
+    def change_the_store_under_a_copy(self, tokens, salt, num_head, is_cut):
         """What is on its way to the host must not pass for computed after a flush of the next store."""
         self.retire(None, None, frozenset({STORAGE}))
         self.quiet(1)
+        self.serve(tokens[:num_head], salt)
         self.serve(tokens, salt)
+        if is_cut:
+            self.cut_under_a_copy(salt)
         self.attach(1 - self.attached)
         self.retire(None, None, frozenset({STORAGE}))
+        self.turn(8)  # it acknowledges; the copy is still on its way
         self.find_in_the_store(tokens, salt)
         self.turn(12)
 
@@ -309,15 +313,20 @@ class TiersMachine(RuleBasedStateMachine):
         """What was computed before is still on its way to the host when the same is computed anew."""
         self.serve(tokens[:num_head], salt)
         self.serve(tokens, salt)
-        if self.copies:
-            self.copies.pop().end(fails=False)
+        self.cut_under_a_copy(salt)
         self.retire(None, None, frozenset({STORAGE}))
         self.turn(8)
-        self.retire(salt, None, frozenset({DEVICE}))
         self.serve(tokens, salt)
         self.quiet(1)
         self.find_in_the_store(tokens, salt)
         self.turn(12)
+
+    def cut_under_a_copy(self, salt) -> None:
+        """The lower part of a text reaches the host, and the device loses all of it: the upper part is on its way."""
+        if self.copies:
+            self.copies.pop().end(fails=False)
+        self.turn(1)
+        self.retire(salt, None, frozenset({DEVICE}))
 
     @rule(tokens=TOKENS, salt=SALTS)
     def share_late_what_the_host_has(self, tokens, salt):
@@ -504,12 +513,19 @@ TestTiers = TiersMachine.TestCase
 
 
 @pytest.mark.parametrize("num_tokens", [4, 8, 13])
-@pytest.mark.parametrize("name", ["flush_the_store_under_a_copy", "share_late_what_the_host_has"])
-def test_pages_of_a_node_from_before_and_after_a_flush_of_the_store(name, num_tokens):
+@pytest.mark.parametrize(
+    ("rule", "more"),
+    [
+        ("flush_the_store_under_a_copy", {"num_head": 3}),
+        ("change_the_store_under_a_copy", {"num_head": 3, "is_cut": True}),
+        ("share_late_what_the_host_has", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pages_of_a_node_from_before_and_after_a_flush_of_the_store(rule, more, num_tokens):
     """Random runs found it once in millions of turns: the old copy was stored under the counters of the new one."""
     machine = TiersMachine()
-    more = {"num_head": 3} if name == "flush_the_store_under_a_copy" else {}
-    getattr(machine, name)(tokens=STEMS[0][:num_tokens], salt="", **more)
+    getattr(machine, rule)(tokens=STEMS[0][:num_tokens], salt="", **more)
     machine.what_a_flushed_store_has_and_would_return_is_younger_than_the_flush()
     machine.every_page_is_what_its_path_says_and_younger_than_every_flush()
     machine.teardown()

@@ -1,6 +1,5 @@
 """The state machine of test_tiers_stateful.py notices caches that are wrong in one way each."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +8,13 @@ from hypothesis.stateful import run_state_machine_as_test
 from test_tiers_stateful import TiersMachine
 
 from headwater.cache.lease import Lease
+from headwater.cache.page_pool import PageIds
 from headwater.cache.prefix_cache import PrefixCache
-from headwater.cache.radix_tree import Node
+from headwater.cache.radix_tree import Node, Run
 from headwater.cache.storage.reader import StorageReader
 from headwater.cache.storage.tier import StorageTier
+from headwater.cache.tier_pages import TierPages
+from headwater.cache.transfer_engine import TransferEngine
 from headwater.simulation.mutants import cache as mutants_of_cache
 from headwater.simulation.mutants import engine as mutants_of_engine
 from headwater.simulation.mutants.registry import MUTANTS, Mutant, Patch
@@ -73,43 +75,41 @@ def pages_remember_another_store() -> list[Patch]:
 
     def detach(self: PrefixCache) -> StorageTier:
         nodes = [node for root in self.tree.roots.values() for node in self.tree.subtree(root)]
-        before = {node: node.generations for node in nodes}
+        before = {run: run.generations for node in nodes for run in node.runs.values()}
         storage = right(self)
-        for node, generations in before.items():
-            node.generations = generations
+        for run, generations in before.items():
+            run.generations = generations
         return storage
 
     return [(PrefixCache, "detach_storage", detach)]
 
 
-def copies_of_one_page_are_of_one_age(is_told_by: Callable[[Node], Any]) -> list[Patch]:
-    right = PrefixCache._share
-
-    def share(self: PrefixCache, lease: Lease, node: Node) -> None:
-        generations = node.generations if is_told_by(node) else lease.generations
-        right(self, lease, node)
-        node.generations = generations
-
-    return [(PrefixCache, "_share", share)]
+def copies_in_flight_remember_another_store() -> list[Patch]:
+    """The same, of pages that were cut while they were on their way to the host."""
+    return [(TransferEngine, "forget_generations", lambda self: None)]
 
 
-def copies_to_the_host_are_as_young_as_their_page() -> list[Patch]:
-    """A page that was computed again gives its age to the copy that is still on its way to the host."""
-    return copies_of_one_page_are_of_one_age(lambda node: node.runs)
+def copies_are_as_young_as_what_they_join() -> list[Patch]:
+    """A page that was computed again gives its age to the copies of it: to the host's, and to the one on its way there.
 
+    And the other way round: a page that joins one on the host passes for as old as that one.
+    """
+    right = TierPages.attach
 
-def device_pages_are_as_young_as_the_hosts() -> list[Patch]:
-    """A page that is computed before a flush of the store, and joins one from after it, passes for that one."""
-    return copies_of_one_page_are_of_one_age(lambda node: node.runs or node.offload is not None)
+    def attach(self: TierPages, node: Node, pages: PageIds, **fields: Any) -> Run:
+        others = [run.generations for run in node.runs.values()]
+        return right(self, node, pages, **(fields | {"generations": others[0] if others else fields["generations"]}))
+
+    return [(TierPages, "attach", attach)]
 
 
 MORE = [
-    copies_to_the_host_are_as_young_as_their_page,
-    device_pages_are_as_young_as_the_hosts,
+    copies_are_as_young_as_what_they_join,
     pages_are_marked_when_they_are_shared,
     dropped_prefetches_are_attached,
     leases_remember_another_store,
     pages_remember_another_store,
+    copies_in_flight_remember_another_store,
 ]
 assert mutants_of_cache and mutants_of_engine  # they register what is looked up by name
 ALL = [MUTANTS[name] for name in OF_THE_CACHE + OF_THE_STORE] + [

@@ -363,29 +363,30 @@ def test_drain_answers_when_the_last_old_lease_ends(is_async):
     load.check_texts()
 
 
-def test_drain_that_does_not_end_in_time_says_that_it_flushed():
+@pytest.fixture
+def held_drain() -> Driver:
+    """A drain that waits for a request."""
     driver = Driver()
     driver.generate("a", prompt_of(20), 10_000)
     driver.turn(3)
     flush(driver, mode="drain", timeout_s=1.0)
     driver.turn()
-    driver.clock.advance(2.0)
-    driver.turn()
-    result = driver.replies["f"]
+    return driver
+
+
+def test_drain_that_does_not_end_in_time_says_that_it_flushed(held_drain):
+    held_drain.clock.advance(2.0)
+    held_drain.turn()
+    result = held_drain.replies["f"]
     assert (result.status, result.success, result.drained) == (202, True, False)
     assert result.blockers == {"requests_holding_old_pages": 1}, "the answer says what it waited for"
     assert result.retired["device"].pages > 0
 
 
-def test_a_drain_that_is_cancelled_says_that_it_flushed_and_that_pages_are_held():
-    driver = Driver()
-    driver.generate("a", prompt_of(20), 200)
-    driver.turn(3)
-    flush(driver, mode="drain", timeout_s=1000.0)
-    driver.turn()
-    driver.send(CancelOperation(call_id="c", started_by_call="f"))
-    driver.turn()
-    result = driver.replies["f"]
+def test_a_drain_that_is_cancelled_says_that_it_flushed_and_that_pages_are_held(held_drain):
+    held_drain.send(CancelOperation(call_id="c", started_by_call="f"))
+    held_drain.turn()
+    result = held_drain.replies["f"]
     assert (result.status, result.success, result.drained) == (202, True, False)
     assert "ended early" in result.message and result.retired["device"].pages > 0
 

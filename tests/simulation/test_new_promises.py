@@ -171,7 +171,8 @@ def test_counters_of_a_later_publisher_on_older_pages_are_noticed(monkeypatch):
     right = PrefixCache._share
 
     def share(self, lease, node):
-        node.generations = lease.generations
+        for run in node.runs.values():
+            run.generations = lease.generations
         right(self, lease, node)
 
     monkeypatch.setattr(PrefixCache, "_share", share)

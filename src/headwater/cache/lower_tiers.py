@@ -207,7 +207,10 @@ class LowerTiers:
         self._unacknowledged.left_by(storage.place, storage.generations.unacknowledged)
         for root in list(self._tree.roots.values()):
             for node in self._tree.subtree(root):
-                node.generations = None  # they are counters of the old store
+                for run in node.runs.values():
+                    run.generations = None  # they are counters of the old store
+        if self.transfers is not None:
+            self.transfers.forget_generations()
         for lease in self._leases:
             lease.generations = None
         return storage

@@ -127,8 +127,9 @@ class PrefixCache:
         def may_copy(node: Node) -> bool:
             run = node.runs.get(Tier.DEVICE)
             # KV that a step may read unwaited, and that may be stored under the same counters as the rest of the page
-            is_as_fresh = lease.generations is None or node.generations == lease.generations
-            return run is not None and run.arrival is None and is_as_fresh
+            if run is None or run.arrival is not None:
+                return False
+            return lease.generations is None or run.generations == lease.generations
 
         min_tokens = self._min_part_tokens
         found = self.tree.longest_part(lease.node, tokens, min_tokens=min_tokens, may_copy=may_copy)
@@ -296,12 +297,7 @@ class PrefixCache:
     def _share(self, lease: Lease, node: Node) -> None:
         """Make the next private pages of the lease the device run of `node`, pinned by the lease."""
         pages = lease.take_private(len(node.tokens) // self.page_size)
-        has_other_copies = node.runs or node.offload is not None or node.restore is not None
-        if not has_other_copies:
-            node.generations = lease.generations
-        elif node.generations != lease.generations:
-            node.generations = None  # a flush of the store may lie between the copies: none may be stored
-        self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1)
+        self._device.attach(node, pages, giver=Owner.PRIVATE, parent=lease.run, pins=1, generations=lease.generations)
         self._descend_to(lease, node)
         self.lower.saw_published(node)
 

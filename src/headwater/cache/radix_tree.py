@@ -25,7 +25,19 @@ _NUM_SIBLINGS = 256  # children that are compared with a prompt, so that a node 
 class Run:
     """The pages of one node on one tier, with the number of pins on them."""
 
-    __slots__ = ("arrival", "is_retired", "is_stored", "node", "pages", "parent", "pins", "retirement", "stay", "tier")
+    __slots__ = (
+        "arrival",
+        "generations",
+        "is_retired",
+        "is_stored",
+        "node",
+        "pages",
+        "parent",
+        "pins",
+        "retirement",
+        "stay",
+        "tier",
+    )
 
     def __init__(self, *, node: "Node", tier: Tier, pages: PageIds, parent: "Run | None", pins: int) -> None:
         self.node = node
@@ -34,6 +46,9 @@ class Run:
         self.parent = parent
         self.pins = pins
         self.is_retired = False
+        # The store's counters when its pages were computed, wherever they were copied since; None: not known. The
+        # pages are never stored under later counters.
+        self.generations: tuple[int, ...] | None = None
         self.is_stored = False  # host only: a store has acknowledged all of its pages
         self.retirement: Retirement | None = None  # of a retired run: the retirement that waits for its pages
         self.stay: Stay | None = None  # if it belongs to the sample of the metrics
@@ -53,7 +68,6 @@ class Node:
 
     __slots__ = (
         "children",
-        "generations",
         "hashes",
         "is_linked",
         "last_used",
@@ -81,8 +95,6 @@ class Node:
         self.is_linked = True  # in the tree; a node that was cut keeps its parent link, for the leases that pin it
         self.offload: object | None = None  # the copy in flight of its device run to the host
         self.hashes: list[bytes] | None = None  # of its pages, once storage has needed them
-        # The store's counters when its pages were computed. The pages are never stored under later counters.
-        self.generations: tuple[int, ...] | None = None
         self.restore: object | None = None  # the restore in flight of its host run
 
     @property
@@ -200,7 +212,6 @@ class RadixTree:
         upper.num_hits = node.num_hits
         upper.offload = node.offload
         upper.restore = node.restore
-        upper.generations = node.generations
         if node.hashes is not None:
             upper.hashes, node.hashes = node.hashes[:num_pages], node.hashes[num_pages:]
         node.parent.children[self.key(node.tokens)] = upper
@@ -210,6 +221,7 @@ class RadixTree:
         for tier, run in node.runs.items():
             above = Run(node=upper, tier=tier, pages=run.pages[:num_pages], parent=run.parent, pins=run.pins)
             above.arrival = run.arrival
+            above.generations = run.generations
             above.stay = None if run.stay is None else run.stay.copy()
             upper.runs[tier] = above
             run.pages = run.pages[num_pages:]

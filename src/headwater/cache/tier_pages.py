@@ -49,12 +49,25 @@ class TierPages:
             self._evict(num_pages - self.pool.num_free)
         return self.pool.take(num_pages, owner=owner)
 
-    def attach(self, node: Node, pages: PageIds, *, giver: Owner, parent: Run | None, pins: int) -> Run:
-        """Make `pages`, owned by `giver` until now, the run of `node` on this tier."""
+    def attach(
+        self,
+        node: Node,
+        pages: PageIds,
+        *,
+        giver: Owner,
+        parent: Run | None,
+        pins: int,
+        generations: tuple[int, ...] | None,
+    ) -> Run:
+        """Make `pages`, owned by `giver` until now, the run of `node` on this tier.
+
+        `generations`: the store's counters when what they hold was computed.
+        """
         assert self.tier not in node.runs
         self.version += 1
         self.pool.hand_over(pages, giver=giver, taker=Owner.TREE)
         run = Run(node=node, tier=self.tier, pages=pages, parent=parent, pins=pins)
+        run.generations = generations
         if self.residency is not None:
             run.stay = self.residency.begin()
         node.runs[self.tier] = run

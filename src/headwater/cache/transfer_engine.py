@@ -148,6 +148,12 @@ class TransferEngine:
         """Whether a restore in flight will be attached. If its pages were retired meanwhile, no request may join it."""
         return any(it is restore and not transfer.is_dropped for transfer, it in self._restores.items())
 
+    def forget_generations(self) -> None:
+        """What copies in flight bring was computed under counters of a store that is detached."""
+        for transfer in self.transfers:
+            for run, _ in transfer.segments():  # of which some may have been cut
+                run.generations = None
+
     @property
     def num_in_flight(self) -> int:
         return len(self.transfers)
@@ -226,7 +232,7 @@ class TransferEngine:
                 run.node.offload = None
             else:
                 run.node.restore = None
-            if is_usable and self._attach(run.node, tier, pages):
+            if is_usable and self._attach(run, tier, pages):
                 attached.append(run.node)
             else:
                 transfer.spare.append(pages)
@@ -261,8 +267,9 @@ class TransferEngine:
                 run.arrival = None
             self._tier_pages[run.tier].unpin(run)
 
-    def _attach(self, node: Node, tier: Tier, pages: PageIds) -> bool:
-        """Whether `node` could take `pages` as its run on `tier`."""
+    def _attach(self, source: Run, tier: Tier, pages: PageIds) -> bool:
+        """Whether the node of `source` could take `pages`, a copy of it, as its run on `tier`."""
+        node = source.node
         if not node.is_linked or tier in node.runs or node.parent is None:
             return False
         if len(pages) * self._tree.page_size != len(node.tokens):
@@ -272,7 +279,9 @@ class TransferEngine:
             parent = node.parent.runs.get(Tier.DEVICE)
             if parent is None:  # the run above was evicted meanwhile, and a device run needs its path on the device
                 return False
-        self._tier_pages[tier].attach(node, pages, giver=Owner.TRANSFER, parent=parent, pins=0)
+        self._tier_pages[tier].attach(
+            node, pages, giver=Owner.TRANSFER, parent=parent, pins=0, generations=source.generations
+        )
         return True
 
     def _cause(self, transfer: Transfer) -> str:

@@ -171,8 +171,8 @@ class StorageReader:
             num_good = 0
         else:
             child = self._host.tree.add_child(node, tokens)
-            child.generations = prefetch.generations
-            self._host.tier.attach(child, pages[:num_good], giver=Owner.TRANSFER, parent=None, pins=0)
+            good, generations = pages[:num_good], prefetch.generations
+            self._host.tier.attach(child, good, giver=Owner.TRANSFER, parent=None, pins=0, generations=generations)
             prefetch.num_attached += num_good
         if num_good < len(pages):
             self._host.tier.pool.free(pages[num_good:], giver=Owner.TRANSFER)

@@ -37,10 +37,10 @@ class StorageWriter:
         if run is None:
             return
         num_pages, namespace = len(run.pages), node.namespace
-        if node.generations is None or self._generations.is_barred(namespace):
+        if run.generations is None or self._generations.is_barred(namespace):
             self._host.counters.drop("persist_generation_unknown", num_pages)
             return
-        generations = node.generations
+        generations = run.generations
         keys = self._host.names.keys(self._host.tree, node, generations)
         report = self._report_of(node, keys)
         views = [self._host.memory.view(int(page)) for page in run.pages]
