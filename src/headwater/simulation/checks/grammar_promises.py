@@ -27,8 +27,9 @@ class GrammarPromises:
 
     def is_refused(self, text: str) -> bool:
         """Whether a request with this grammar may end with 400: it is no grammar, or hangs for too long."""
-        began_before_s = self._clock.now() - self._limits.compile_timeout_s
-        return text == BROKEN or any(job.result is None and job.began_s <= began_before_s for job in self._open)
+        now_s, limit_s = self._clock.now(), self._limits.compile_timeout_s
+        # the difference, as the queue computes it: a sum of the same times may be rounded to the other side
+        return text == BROKEN or any(job.result is None and now_s - job.began_s >= limit_s for job in self._open)
 
     def check_compiled(self, text: str) -> None:
         """A request with this grammar enters a slot."""

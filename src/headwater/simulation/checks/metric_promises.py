@@ -90,7 +90,8 @@ def _outcome(call: PendingCall, flush: FlushCache, answer: FlushResult) -> str:
     if not answer.success:
         if "before the engine was idle" in answer.message:
             return "cancelled"
-        is_over = not call.is_cancelled or answer.waited_s >= flush.timeout_s  # a cancel that came after the deadline
+        has_expired = round(answer.waited_s, 9) >= flush.timeout_s  # the engine compares moments, which round otherwise
+        is_over = not call.is_cancelled or has_expired  # a cancel that came after the deadline
         demand(is_over, "metrics_agree", f"{flush} was cancelled after {answer.waited_s} s, and says: {answer.message}")
         return "expired"
     if answer.status == 200:

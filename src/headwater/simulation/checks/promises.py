@@ -155,9 +155,8 @@ class Promises:
         storage = self._parts.cache.lower.storage
         if storage is None:
             return
-        began_before_s = self._clock.now() - storage.settings.call_timeout_s
         for job in jobs:
-            if job.kind and job.began_s <= began_before_s:
+            if job.kind and self._clock.now() >= job.began_s + storage.settings.call_timeout_s:
                 raise Violation("store_calls_are_given_up", f"{job.kind} waits since {job.began_s:.3f} s")
 
     def _check_blockers(self, copies: list[FakeCopy], jobs: list[FakeJob], *, is_staging: bool) -> None:
