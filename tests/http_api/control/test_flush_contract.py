@@ -261,6 +261,7 @@ async def test_pause_while_a_flush_is_pending(engine: LoopEngine, mode: str, sta
     async with api(engine) as server:
         running = await busy(server, engine, 2)
         with Stalls() as stalls:
+            asked_s = time.monotonic()
             pending = asyncio.ensure_future(flush(server, status, timeout=20 if status == 200 else 2))
             await until(lambda: engine.parts.control.num_pending)
             response = await server.post("/pause_generation", {"mode": mode})
@@ -270,7 +271,7 @@ async def test_pause_while_a_flush_is_pending(engine: LoopEngine, mode: str, sta
         if status == 200:
             assert answer["waited_s"] < LATE_S + stalls.lost_s, "a loop must not sleep through an idle moment"
         else:
-            assert answer["waited_s"] >= 2
+            assert time.monotonic() - asked_s >= 2  # `waited_s` is less, by the way to the engine
         engine.step_s = 0.0
         await server.post("/continue_generation", {})
         ends = [(await task)["meta_info"]["finish_reason"]["type"] for task in running]
